@@ -1,0 +1,195 @@
+"""From YAML and `section.key=value` words to a checked Config, and back. Imports no torch."""
+
+import difflib
+import glob
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from nn_train.errors import ConfigError
+from nn_train.settings import SECTIONS, Config
+
+__all__ = ["Config", "dump_config", "load_config", "parse_words", "project_root"]
+
+INPUT_PATHS = (("data", "path"), ("split", "val_path"), ("split", "test_path"))
+
+
+def project_root() -> Path:
+    """The folder that holds nn_train/, configs/ and data/."""
+    return Path(__file__).resolve().parent.parent
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of scalars: `1e-3` is a number, and only true and false are truth values."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(path: str | Path | None = None, words: Sequence[str] = ()) -> Config:
+    """Read a run's YAML, lay `section.key=value` words over it, and check the whole.
+
+    A table's path that is written in the YAML is relative to that file (or, where nothing lies
+    there, to the working directory); one given as a word is relative to the working directory.
+    With no path the default, configs/telco.yaml, is read.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key, a wrong type or range, or two settings
+            that contradict each other; all problems at once.
+    """
+    file = Path(path) if path is not None else project_root() / "configs" / "telco.yaml"
+    values = _read_yaml(file)
+    _resolve_inputs(values, file.resolve().parent)
+    overrides = parse_words(words)
+    _resolve_inputs(overrides, Path.cwd())
+    for section, settings in overrides.items():
+        base = values.get(section)
+        values[section] = {**(base if isinstance(base, dict) else {}), **settings}
+    return check_config(values, where=str(file))
+
+
+def check_config(values: dict[str, Any], *, where: str) -> Config:
+    """Build a Config from nested values. Raises ConfigError that names every wrong key."""
+    _refuse_unknown(values, where)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [_problem(dict(item)) for item in error.errors()]
+        raise ConfigError(
+            "\n  ".join(lines), where=where, fix="python nn_train/train.py --help shows every key with its range"
+        ) from None
+
+
+def parse_words(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Turn `section.key=value` words into nested values; the value is read as YAML."""
+    values: dict[str, dict[str, Any]] = {}
+    for word in words:
+        key, sign, text = word.partition("=")
+        section, dot, name = key.partition(".")
+        if not sign or not dot:
+            raise ConfigError(f"'{word}' is not section.key=value", fix=_suggest_key(key))
+        try:
+            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError:
+            value = text
+        name, inner_dot, inner = name.partition(".")
+        if inner_dot:
+            values.setdefault(section, {}).setdefault(name, {})[inner] = value
+        else:
+            values.setdefault(section, {})[name] = value
+    return values
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal Config."""
+    values = json.loads(config.model_dump_json())
+    if values["train"]["mixed_precision"] == "no":
+        values["train"]["mixed_precision"] = _Quoted("no")
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Quoted(str):
+    """A text that any YAML reader must read as text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes `_Quoted` in quotes."""
+
+
+_Dumper.add_representer(
+    _Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="'")
+)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        near = sorted(str(other) for other in file.parent.glob("*.yaml"))
+        raise ConfigError(
+            "no such config file", where=str(file), fix=f"--config FILE; here are {', '.join(near) or 'no YAML files'}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the config file cannot be read: {error}", where=str(file), fix="--config FILE") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"this is not YAML: {error}", where=str(file), fix="mend the line it names") from None
+    if not isinstance(values, dict):
+        raise ConfigError("a config is sections with keys in them", where=str(file), fix="data: {path: FILE, target: COLUMN}")
+    return values
+
+
+def _resolve_inputs(values: dict[str, Any], folder: Path) -> None:
+    for section, key in INPUT_PATHS:
+        settings = values.get(section)
+        path = settings.get(key) if isinstance(settings, dict) else None
+        if isinstance(path, str) and path:
+            here, there = folder / Path(path).expanduser(), Path.cwd() / Path(path).expanduser()
+            found = here if glob.glob(str(here)) or not glob.glob(str(there)) else there
+            settings[key] = str(Path(found).absolute()) if ".." not in found.parts else str(_without_dots(found))
+
+
+def _without_dots(path: Path) -> Path:
+    """Resolve `a/../b` as text, so that globs and links stay as written."""
+    parts: list[str] = []
+    for part in path.absolute().parts:
+        if part == ".." and len(parts) > 1:
+            parts.pop()
+        else:
+            parts.append(part)
+    return Path(*parts)
+
+
+def _refuse_unknown(values: dict[str, Any], where: str) -> None:
+    problems = []
+    for section, settings in values.items():
+        if section not in SECTIONS:
+            problems.append(f"unknown section '{section}'; {_suggest_key(str(section))}")
+        elif settings is None:
+            values[section] = {}
+        elif not isinstance(settings, dict):
+            problems.append(f"{section}: expected keys, got {settings!r}")
+        else:
+            known = SECTIONS[section].model_fields
+            problems += [f"unknown key '{section}.{key}'; {_suggest_key(f'{section}.{key}')}" for key in settings if key not in known]
+    values.update({section: settings or {} for section, settings in values.items()})
+    if problems:
+        raise ConfigError(
+            "\n  ".join(problems), where=where, fix="python nn_train/train.py --help shows every key"
+        )
+
+
+def _suggest_key(key: str) -> str:
+    known = [f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields]
+    same_name = [name for name in known if name.split(".")[1] == key.split(".")[-1]]
+    near = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:
+        names = {name.split(".")[1]: name for name in known}
+        near = [names[name] for name in difflib.get_close_matches(key.split(".")[-1], names, n=1, cutoff=0.5)]
+    if not near and key in SECTIONS:
+        near = [f"{key}.{next(iter(SECTIONS[key].model_fields))}"]
+    return f"did you mean '{near[0]}'?" if near else f"the sections are {', '.join(SECTIONS)}"
+
+
+def _problem(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("function-", "constrained-")))
+    key = re.sub(r"\.(int|float|literal\[.*\])$", "", key)
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{key} is missing; write {key}=VALUE"
+    if error["type"] == "value_error":
+        return message if "." in message.split("=")[0] or not key else f"{key}.{message}"
+    return f"{key}={error['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,48 @@
+"""Errors that the user can mend: each says what is wrong, where, and how to mend it."""
+
+
+class UserError(Exception):
+    """Something in the user's input, settings or machine that the user can mend; exit code 2."""
+
+    def __init__(self, what: str, *, where: str = "", fix: str = ""):
+        super().__init__(what, where, fix)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        if self.fix:
+            lines.append(f"  mend: {self.fix}")
+        return "\n".join(lines)
+
+
+class ConfigError(UserError):
+    """A setting that does not exist, has the wrong type or range, or contradicts another."""
+
+
+class DataError(UserError):
+    """A table that cannot be read or trained on as it is."""
+
+
+class RunFolderError(UserError):
+    """A run folder that cannot be written, or that holds something else than this run."""
+
+
+class WorldError(UserError):
+    """Processes that were started together but do not train together."""
+
+
+class TrainingError(UserError):
+    """Training that cannot go on: a loss or gradient that is not finite."""
+
+
+def error_from_os(error: OSError) -> UserError:
+    """Turn an operating-system error (full disk, no permission) into one that names the mend."""
+    reason = error.strerror or str(error)
+    where = str(error.filename or "")
+    return RunFolderError(
+        f"the system refused a file operation: {reason}",
+        where=where,
+        fix="free space or choose a folder that can be written: run.dir=DIR, data.cache_dir=DIR",
+    )

@@ -1,0 +1,81 @@
+"""The nouns that every stage shares: the task, the columns of a table, the metric names."""
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+Task = Literal["binary", "multiclass", "regression"]
+Kind = Literal["numeric", "categorical", "boolean", "date"]
+Split = Literal["train", "val", "test"]
+
+TASKS: tuple[Task, ...] = get_args(Task)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ColumnSpec:
+    """One column of the table: what it holds and why it is, or is not, a feature.
+
+    `dropped` is empty for a feature; otherwise it is the reason why the column is left out.
+    """
+
+    name: str
+    kind: Kind
+    num_missing: int
+    num_distinct: int
+    example: str = ""
+    is_id: bool = False
+    dropped: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """The column to predict.
+
+    `classes` are the target's values as text in the order of the model's outputs; empty for
+    regression. For a binary task `classes[1]` is the positive class.
+    """
+
+    name: str
+    task: Task
+    classes: tuple[str, ...] = ()
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the model's output: one logit for binary, one value for regression."""
+        return len(self.classes) if self.task == "multiclass" else 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableSchema:
+    """What was inferred of a table, or set by the user, before anything is fitted."""
+
+    columns: tuple[ColumnSpec, ...]
+    target: TargetSpec
+    num_rows: int
+    num_rows_without_target: int = 0
+
+    @property
+    def features(self) -> tuple[ColumnSpec, ...]:
+        """The columns that the network sees, in the order of the table."""
+        return tuple(column for column in self.columns if not column.dropped)
+
+    @property
+    def id_columns(self) -> tuple[str, ...]:
+        """Columns that identify a row: not features, kept beside the predictions."""
+        return tuple(column.name for column in self.columns if column.is_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "TableSchema":
+        """Rebuild what `to_json` wrote."""
+        target = values["target"]
+        return cls(
+            columns=tuple(ColumnSpec(**column) for column in values["columns"]),
+            target=TargetSpec(**(target | {"classes": tuple(target["classes"])})),
+            num_rows=values["num_rows"],
+            num_rows_without_target=values["num_rows_without_target"],
+        )
