@@ -29,10 +29,14 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
@@ -83,7 +87,7 @@ def parse_words(words: Sequence[str]) -> dict[str, dict[str, Any]]:
         if not sign or not dot:
             raise ConfigError(f"'{word}' is not section.key=value", fix=_suggest_key(key))
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+            value = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError:
             value = text
         name, inner_dot, inner = name.partition(".")
@@ -117,7 +121,7 @@ _Dumper.add_representer(
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         near = sorted(str(other) for other in file.parent.glob("*.yaml"))
         raise ConfigError(
@@ -128,7 +132,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"this is not YAML: {error}", where=str(file), fix="mend the line it names") from None
     if not isinstance(values, dict):
-        raise ConfigError("a config is sections with keys in them", where=str(file), fix="data: {path: FILE, target: COLUMN}")
+        raise ConfigError(
+            "a config is sections with keys in them", where=str(file), fix="data: {path: FILE, target: COLUMN}"
+        )
     return values
 
 
@@ -164,12 +170,14 @@ def _refuse_unknown(values: dict[str, Any], where: str) -> None:
             problems.append(f"{section}: expected keys, got {settings!r}")
         else:
             known = SECTIONS[section].model_fields
-            problems += [f"unknown key '{section}.{key}'; {_suggest_key(f'{section}.{key}')}" for key in settings if key not in known]
+            problems += [
+                f"unknown key '{section}.{key}'; {_suggest_key(f'{section}.{key}')}"
+                for key in settings
+                if key not in known
+            ]
     values.update({section: settings or {} for section, settings in values.items()})
     if problems:
-        raise ConfigError(
-            "\n  ".join(problems), where=where, fix="python nn_train/train.py --help shows every key"
-        )
+        raise ConfigError("\n  ".join(problems), where=where, fix="python nn_train/train.py --help shows every key")
 
 
 def _suggest_key(key: str) -> str:

@@ -36,7 +36,7 @@ def help_text() -> str:
         lines.append(f"{section}: {model.__doc__}")
         for name, field in model.model_fields.items():
             lines.append(f"  {section}.{name} ({_type_text(field)}; {_default_text(field)})")
-            lines.append(f"      {field.description}")
+            lines.append(f"      {' '.join((field.description or '').split())}")
         lines.append("")
     return "\n".join(lines)
 
@@ -49,7 +49,10 @@ def schema_text() -> str:
 def _type_text(field: FieldInfo) -> str:
     names = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
-        f"{names[key]} {getattr(rule, key)}" for rule in field.metadata for key in names if getattr(rule, key, None) is not None
+        f"{names[key]} {getattr(rule, key)}"
+        for rule in field.metadata
+        for key in names
+        if getattr(rule, key, None) is not None
     ]
     return ", ".join([_annotation_text(field.annotation), *bounds])
 
@@ -66,7 +69,9 @@ def _annotation_text(annotation: Any) -> str:
         return "column: " + _annotation_text(get_args(annotation)[1])
     if origin is not None:
         return _annotation_text(get_args(annotation)[0])
-    return {str: "text", int: "whole number", float: "number", bool: "true | false", types.NoneType: "no"}.get(annotation, str(annotation))
+    return {str: "text", int: "whole number", float: "number", bool: "true | false", types.NoneType: "no"}.get(
+        annotation, str(annotation)
+    )
 
 
 def _default_text(field: FieldInfo) -> str:

@@ -46,3 +46,7 @@ def error_from_os(error: OSError) -> UserError:
         where=where,
         fix="free space or choose a folder that can be written: run.dir=DIR, data.cache_dir=DIR",
     )
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state; the same command goes on from there."""

@@ -70,7 +70,8 @@ class Section(BaseModel):
     def _refuse_bool_as_number(cls, values: Any) -> Any:
         for name, field in cls.model_fields.items():
             value = values.get(name) if isinstance(values, dict) else None
-            if value is True and field.annotation is not bool or value is False and field.annotation in (int, float):
+            is_number = field.annotation in (int, float)
+            if (value is True and field.annotation is not bool) or (value is False and is_number):
                 raise ValueError(f"{name}: {str(value).lower()} was given where a number or a word is meant")
         return values
 
@@ -112,7 +113,8 @@ class SplitConfig(Section):
     """Which rows train, which choose (validation), and which judge (test)."""
 
     method: Literal["random", "group", "time", "column", "files"] = "random"
-    """`random` (stratified for classes), whole `group`s, in `time` order, a `column` that says train, val or test, or separate `files`."""
+    """`random` (stratified for classes), whole `group`s, in `time` order, a `column` that says train, val or test,
+    or separate `files`."""
     val: float = Field(default=0.15, gt=0, lt=1)
     """Share of the rows for validation."""
     test: float = Field(default=0.15, gt=0, lt=1)
@@ -141,7 +143,8 @@ class PreprocessConfig(Section):
     """From columns to numbers; everything is fitted on the train rows only."""
 
     scaler: Literal["quantile", "standard", "robust", "none"] = "quantile"
-    """How numeric columns are scaled: to a normal distribution by quantiles, by mean and deviation, by median and quartiles, or not."""
+    """How numbers are scaled: to a normal distribution by quantiles, by mean and deviation, by median and quartiles,
+    or not."""
     imputation: Literal["mean", "median"] = "mean"
     """What stands for a missing number, after scaling."""
     indicators: bool = True
@@ -196,7 +199,7 @@ class TrainConfig(Section):
     global_batch_size: int = Field(default=256, ge=1)
     """Rows of one optimizer step, over all processes."""
     micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Most rows of one forward and backward on one process; the rest is accumulated. `auto`: the process's whole share."""
+    """Most rows of one forward and backward on one process; the rest is accumulated. `auto`: its whole share."""
     max_epochs: int = Field(default=200, ge=1)
     """Passes over the train rows."""
     max_steps: OptionalCount = Field(default=None, ge=1)
@@ -222,7 +225,7 @@ class TrainConfig(Section):
     compile: bool = False
     """Compile the network with torch.compile."""
     cpu_threads: int = Field(default=1, ge=1)
-    """Threads of one process on the CPU; a fixed number, since sums differ in their last bits between numbers of threads."""
+    """Threads of one process on the CPU; fixed, since with another number sums differ in their last bits."""
     check_every_steps: int = Field(default=10, ge=1)
     """Steps between two agreements of all processes on stopping (signal, max_time) and on timed checkpoints."""
 
@@ -235,11 +238,13 @@ class TrainConfig(Section):
             )
         if self.gradient_reduction == "exact":
             if self.canonical_slices & (self.canonical_slices - 1):
-                raise ValueError(f"train.canonical_slices={self.canonical_slices} is not a power of two (1, 2, 4, 8, ...)")
+                raise ValueError(
+                    f"train.canonical_slices={self.canonical_slices} is not a power of two (1, 2, 4, 8, ...)"
+                )
             if isinstance(self.micro_batch_size, int) and self.micro_batch_size < self.slice_rows:
                 raise ValueError(
-                    f"train.micro_batch_size={self.micro_batch_size} is less than a slice of {self.slice_rows} rows in exact "
-                    "mode; raise train.canonical_slices, or write auto"
+                    f"train.micro_batch_size={self.micro_batch_size} is less than a slice of {self.slice_rows} rows in "
+                    "exact mode; raise train.canonical_slices, or write auto"
                 )
         return self
 
@@ -286,7 +291,7 @@ class ReportConfig(Section):
     """The page and its plots."""
 
     baselines: bool = True
-    """Train majority or mean, linear and gradient-boosting models on the same split and print them beside the network."""
+    """Train majority or mean, linear and gradient-boosting models on the same split, to stand beside the network."""
     dpi: int = Field(default=110, ge=40, le=600)
     """Resolution of the plots, in dots per inch."""
 
@@ -383,4 +388,8 @@ def changed_keys(old: Config, new: Config) -> list[str]:
     if new.optim.schedule != "constant":
         free = tuple(key for key in free if key not in ("train.max_epochs", "train.max_steps"))
     before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
-    return [f"{key}: {before[key]} -> {after[key]}" for key in after if before[key] != after[key] and not key.startswith(free)]
+    return [
+        f"{key}: {before[key]} -> {after[key]}"
+        for key in after
+        if before[key] != after[key] and not key.startswith(free)
+    ]

@@ -1,0 +1,108 @@
+"""Which rows a step sees: a pure function of (seed, step), the same on any number of processes.
+
+Conventions: `step` counts finished optimizer steps, so the first batch is that of step 0. Row
+numbers are positions among the train rows.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+
+import numpy as np
+
+from nn_train.errors import ConfigError
+
+
+def derive_seed(*parts: int) -> int:
+    """Mix whole numbers into one seed of 63 bits; equal parts give equal seeds on every machine."""
+    text = ",".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def cut(num_rows: int, num_parts: int) -> list[tuple[int, int]]:
+    """Cut `num_rows` into contiguous parts (start, stop) that differ by at most one row."""
+    edges = [part * num_rows // num_parts for part in range(num_parts + 1)]
+    return list(itertools.pairwise(edges))
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
+    """The shuffled rows of one epoch, (num_rows,) int64."""
+    return np.random.Generator(np.random.Philox(key=derive_seed(seed, epoch))).permutation(num_rows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """The order of the train rows. The last batch of an epoch holds what is left."""
+
+    num_rows: int
+    global_batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the rows."""
+        return -(-self.num_rows // self.global_batch_size)
+
+    def epoch_at(self, step: int) -> float:
+        """Passes over the rows that are finished after `step` steps; whole at the end of an epoch."""
+        return step / self.steps_per_epoch
+
+    def rows(self, step: int) -> np.ndarray:
+        """The rows of the global batch of `step`, (B,) int64."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.global_batch_size
+        return epoch_order(self.seed, epoch, self.num_rows)[start : start + self.global_batch_size]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Share:
+    """How one global batch is shared: `global = processes x micro x accumulation`, rounded up."""
+
+    global_batch_size: int
+    num_processes: int
+    micro_batch_size: int
+    num_micro_steps: int
+
+    def __str__(self) -> str:
+        return (
+            f"global {self.global_batch_size} = {self.num_processes} process{'es' if self.num_processes > 1 else ''}"
+            f" x micro {self.micro_batch_size} x accumulation {self.num_micro_steps}"
+        )
+
+
+def share_batch(global_batch_size: int, num_processes: int, *, micro_batch_size: int | None = None) -> Share:
+    """Derive micro-batches and accumulation; `micro_batch_size` is the most rows of one forward.
+
+    Raises:
+        ConfigError: fewer rows in the global batch than processes.
+    """
+    if global_batch_size < num_processes:
+        raise ConfigError(
+            f"train.global_batch_size={global_batch_size} cannot feed {num_processes} processes",
+            fix=f"train.global_batch_size={num_processes} or more, or start fewer processes",
+        )
+    most = -(-global_batch_size // num_processes)
+    num_micro_steps = -(-most // (micro_batch_size or most))
+    return Share(
+        global_batch_size=global_batch_size,
+        num_processes=num_processes,
+        micro_batch_size=-(-most // num_micro_steps),
+        num_micro_steps=num_micro_steps,
+    )
+
+
+def check_slices(num_slices: int, num_processes: int) -> None:
+    """Refuse a number of processes over which the canonical slices cannot be laid as whole subtrees.
+
+    Raises:
+        ConfigError: `num_processes` is not a power of two that divides `num_slices`.
+    """
+    if num_processes & (num_processes - 1) or num_slices % num_processes:
+        allowed = [str(2**k) for k in range(num_slices.bit_length()) if num_slices % 2**k == 0]
+        raise ConfigError(
+            f"train.gradient_reduction=exact cuts a batch into {num_slices} slices, which {num_processes} processes "
+            "cannot share evenly",
+            fix=f"start {', '.join(allowed)} processes, or change train.canonical_slices",
+        )

@@ -1,0 +1,166 @@
+"""Checkpoints: whole or absent, verified by checksum, and none of them a pickle.
+
+A checkpoint is a folder `step-00000123` with the weights, the best weights so far, the optimizer's
+tensors, the state of the loop, and a manifest of sizes and SHA-256 sums that is written last.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from nn_train.loop import TrainState
+from nn_train.run_folder import sync_folder, write_file
+
+logger = logging.getLogger("nn_train")
+MANIFEST = "manifest.json"
+FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a training goes on from; tensors are on the CPU."""
+
+    state: TrainState
+    model: dict[str, Tensor]
+    best: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    extra: dict[str, Any]
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """File name -> content; the same state gives the same bytes."""
+    tensors, values = _split_optimizer(checkpoint.optimizer)
+    state = {"train": dataclasses.asdict(checkpoint.state), "optimizer": values, "extra": checkpoint.extra}
+    return {
+        "model.safetensors": save(_contiguous(checkpoint.model)),
+        "best.safetensors": save(_contiguous(checkpoint.best)),
+        "optimizer.safetensors": save(_contiguous(tensors)),
+        "state.json": json.dumps(state, indent=1).encode(),
+    }
+
+
+def decode_checkpoint(files: dict[str, bytes]) -> Checkpoint:
+    """Rebuild what `encode_checkpoint` wrote."""
+    state = json.loads(files["state.json"])
+    return Checkpoint(
+        state=TrainState(**state["train"]),
+        model=load(files["model.safetensors"]),
+        best=load(files["best.safetensors"]),
+        optimizer=_join_optimizer(load(files["optimizer.safetensors"]), state["optimizer"]),
+        extra=state["extra"],
+    )
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Part an optimizer's state into tensors, for safetensors, and plain values, for JSON."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {"param_groups": state["param_groups"], "state": {}}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                values["state"].setdefault(str(index), {})[name] = value
+    if state.get("scaler"):
+        values["scaler"] = state["scaler"]
+    return tensors, values
+
+
+def _join_optimizer(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in values["state"].items()}
+    for name, tensor in tensors.items():
+        index, _, entry = name.partition(".")
+        state.setdefault(int(index), {})[entry] = tensor
+    return {"state": state, "param_groups": values["param_groups"], "scaler": values.get("scaler")}
+
+
+def write_checkpoint(folder: Path, files: dict[str, bytes], *, step: int, keep_last: int) -> Path:
+    """Publish a checkpoint by one rename, then prune; run by the main process alone.
+
+    Raises:
+        OSError: the disk is full or refuses; the older checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        for name, content in files.items():
+            write_file(temporary / name, content)
+        manifest = {
+            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in files.items()
+        }
+        write_file(temporary / MANIFEST, json.dumps(manifest, indent=1))
+        sync_folder(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    prune_checkpoints(folder, keep_last=keep_last)
+    return final
+
+
+def prune_checkpoints(folder: Path, *, keep_last: int) -> None:
+    """Remove all but the newest checkpoints, and what a killed write left."""
+    for path in list_checkpoints(folder)[keep_last:]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Published checkpoints, newest first, valid or not."""
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, bytes]:
+    """Read and verify a checkpoint's files.
+
+    Raises:
+        ValueError: naming the file that is missing or damaged.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ValueError(f"{MANIFEST} is missing or damaged") from None
+    files = {}
+    for name in FILES:
+        try:
+            content = (path / name).read_bytes()
+        except OSError:
+            raise ValueError(f"{name} is missing") from None
+        expected = manifest.get(name, {})
+        if hashlib.sha256(content).hexdigest() != expected.get("sha256"):
+            raise ValueError(f"{name} is damaged ({len(content)} bytes, checksum differs from the manifest's)")
+        files[name] = content
+    return files
+
+
+def read_newest(folder: Path) -> dict[str, bytes] | None:
+    """The files of the newest valid checkpoint; damaged ones are named in a warning and passed over."""
+    for path in list_checkpoints(folder):
+        try:
+            return read_checkpoint(path)
+        except ValueError as error:
+            logger.warning("checkpoint %s cannot be used: %s; trying the one before it", path, error)
+    return None
+
+
+def cpu_copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy that later updates do not touch."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

@@ -1,0 +1,308 @@
+"""The lifecycle of a run, stage by stage; the one place where all parts are put together."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from nn_train.baselines import BaselineData, BaselineRows, fit_baselines
+from nn_train.environment import describe_environment, git_diff
+from nn_train.errors import Stopped, UserError
+from nn_train.evaluation import Decision, choose_decision, judge, prediction_frame, write_predictions
+from nn_train.overfit import overfit_one_batch
+from nn_train.preparation import PreparedData, prepare_data
+from nn_train.report import write_report
+from nn_train.run_folder import (
+    clear,
+    own,
+    read_json,
+    read_previous,
+    refuse_other_run,
+    start_folder,
+    write_file,
+    write_json,
+    write_status,
+)
+from nn_train.runtime import StopSignal, start_runtime
+from nn_train.schema import SPLITS
+from nn_train.settings import Config
+from nn_train.terminal import ProgressBar, print_metrics, print_schema
+from nn_train.tracking import MetricsFile, NullTracker, WandbTracker, open_tracker
+from nn_train.training import Training, build_network
+
+logger = logging.getLogger("nn_train")
+
+
+class Engine:
+    """One run: `prepare`, `train`, `evaluate`, `report`, or all of them by `run`.
+
+    Every process of a run makes one and calls the same stages. Files are written by the main
+    process alone. A run that is finished already is not trained again: the stages then hand back
+    what its folder holds.
+    """
+
+    def __init__(self, config: Config, *, debug: bool = False):
+        self.config = config
+        self.debug = debug
+        self.run_dir = config.run_dir
+        self.is_finished = False
+        self.seconds: dict[str, float] = {}
+        self._stack = ExitStack()
+        self._is_claimed = False
+
+    def run(self) -> dict[str, Any]:
+        """All stages; the content of metrics.json.
+
+        Raises:
+            UserError: what the user can mend, the same on every process.
+            Stopped: the run was asked to stop and saved its state.
+        """
+        self.prepare()
+        self.train()
+        metrics = self.evaluate()
+        self.report()
+        return metrics
+
+    def prepare(self) -> PreparedData:
+        """Read, split, fit and pack the table, or find it packed; then open the run folder."""
+        started_s = time.monotonic()
+        tracks = self.config.tracking.mode != "disabled"
+        self.runtime = start_runtime(self.config.train, log_with="wandb" if tracks else None)
+        self.data = self.runtime.on_every_rank(lambda: prepare_data(self.config))
+        self.training = Training(self.config, self.data, self.runtime, record=self._record)
+        print_schema(self.data.schema)
+        for warning in self.data.info["warnings"]:
+            logger.warning("warning: %s", warning)
+        logger.info("rows: %s%s", _counts(self.data.info["rows"]), " (found packed)" if self.data.was_cached else "")
+        self.is_finished = self.runtime.broadcast(self.runtime.on_main(self._claim_folder) or False)
+        self.seconds["prepare"] = time.monotonic() - started_s
+        return self.data
+
+    def _claim_folder(self) -> bool:
+        """Open the run folder for this run, alone; True if the run in it is finished already."""
+        config, run_dir = self.config, self.run_dir
+        previous = read_previous(run_dir)
+        if previous is not None and config.checkpoint.resume == "never":
+            previous = None
+            self._own(run_dir)
+            clear(run_dir)
+        if previous is None:
+            environment = describe_environment(
+                num_processes=self.runtime.num_processes, device=str(self.runtime.device)
+            )
+            files = [*self.data.files(), ("environment.json", json.dumps(environment, indent=2).encode())]
+            start_folder(run_dir, config, files=[*files, ("git.diff", git_diff().encode())])
+            self._own(run_dir)
+            return False
+        refuse_other_run(run_dir, previous, config, fingerprint=self.data.info["fingerprint"])
+        self._own(run_dir)
+        status_file = run_dir / "status.json"
+        is_done = status_file.exists() and read_json(status_file)["state"] == "done"
+        limits = [(c.train.max_epochs, c.train.max_steps, c.train.max_time) for c in (previous, config)]
+        if is_done and limits[0] == limits[1]:
+            return True
+        start_folder(run_dir, config, files=[])
+        return False
+
+    def _own(self, run_dir: Path) -> None:
+        if not self._is_claimed:
+            self._stack.enter_context(own(run_dir))
+            self._is_claimed = True
+
+    def train(self) -> None:
+        """Train from the newest checkpoint, or from the start, until the end.
+
+        Raises:
+            Stopped: on SIGTERM or Ctrl-C, after a checkpoint was written.
+        """
+        if self.is_finished:
+            logger.info("this run is finished; another: run.name=NEW, once more: checkpoint.resume=never")
+            return
+        with self._failure_noted(), StopSignal() as stop:
+            if self.debug:
+                self._check_can_learn()
+            self.training.restore(self.run_dir / "checkpoints")
+            state = self.training.state
+            self._open_records()
+            logger.info("%s  (%d train rows a pass)", self.training.share, len(self.training.rows))
+            logger.info(
+                "network %s, %s weights, on %s, %s",
+                self.config.model.name,
+                f"{self.training.num_parameters:,}",
+                self.runtime.device,
+                f"from step {state.step}" if state.step else "from the start",
+            )
+            total_steps = self.training.total_steps
+            self.bar = ProgressBar(total_steps=total_steps, first_step=state.step, is_main=self.runtime.is_main)
+            try:
+                is_done = self.training.run(self.run_dir / "checkpoints", stop_requested=lambda: stop.requested)
+            finally:
+                self.bar.close()
+        self.seconds["train"] = state.elapsed_s
+        if not is_done:
+            self.runtime.on_main(
+                lambda: write_status(self.run_dir, "stopped", reason=stop.name or "signal", step=state.step)
+            )
+            self._tracker.close()
+            raise Stopped(f"stopped at step {state.step}; the same command goes on from there")
+        logger.info(
+            "trained %d steps in %.1f s (%s); best %s %.4f at step %d",
+            state.step,
+            state.elapsed_s,
+            state.finished.replace("_", " "),
+            self.training.metric,
+            state.best_value,
+            state.best_step,
+        )
+
+    def _open_records(self) -> None:
+        self._metrics_file = MetricsFile(self.run_dir / "metrics.jsonl")
+        self._tracker: NullTracker | WandbTracker = NullTracker()
+        if self.runtime.is_main:
+            self._metrics_file.rewind(self.training.state.step)
+            run_id = read_json(self.run_dir / "environment.json")["run_id"]
+            self._tracker = open_tracker(self.runtime.accelerator, self.config, run_dir=self.run_dir, run_id=run_id)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """Take in one line of metrics.jsonl."""
+        if self.runtime.is_main:
+            self._metrics_file.write(record)
+            self._tracker.log(record)
+            self.bar.show(record, metric=self.training.metric)
+
+    def _check_can_learn(self) -> None:
+        rows = self.training.rows
+        batch = rows.slice(0, min(64, len(rows)))
+        network = build_network(self.config, self.data).to(self.runtime.device)
+        result = overfit_one_batch(network, batch, objective=self.training.objective, optim=self.config.optim)
+        logger.info(
+            "overfit one batch: loss %.4f -> %.4f: %s",
+            result.first_loss,
+            result.last_loss,
+            "the network can learn"
+            if result.can_learn
+            else "the network does NOT memorise 64 rows; look at optim and model",
+        )
+
+    def evaluate(self) -> dict[str, Any]:
+        """Judge the best weights on validation and test rows, beside the baselines.
+
+        Returns what metrics.json holds; processes other than the main one get no baselines.
+        """
+        if self.is_finished:
+            return read_json(self.run_dir / "metrics.json")
+        started_s = time.monotonic()
+        with self._failure_noted():
+            self.training.load_best()
+            arrays = {}
+            for split in ("val", "test"):
+                rows = self.data.rows(split, device=self.runtime.device)
+                arrays[split] = (
+                    self.training.logits(rows).cpu().numpy(),
+                    rows.y.cpu().numpy(),
+                )  # every rank: collective
+            fitted = self.data.preprocessor
+            decision = choose_decision(*arrays["val"], fitted, self.config.evaluation)
+            metrics = {split: judge(*arrays[split], fitted, decision) for split in arrays}
+            self.metrics = {"task": fitted.target.task, **metrics}
+            if self.runtime.is_main:
+                baselines = self._fit_baselines() if self.config.report.baselines else {}
+                self.seconds["evaluate"] = time.monotonic() - started_s
+                self.metrics |= self._summary(decision) | {"baselines": baselines}
+                self._write_results(arrays, decision)
+        return self.metrics
+
+    def _summary(self, decision: Decision) -> dict[str, Any]:
+        state = self.training.state
+        return {
+            "rows": self.data.info["rows"],
+            "decision": {**dataclasses.asdict(decision), "threshold_metric": self.config.evaluation.threshold_metric},
+            "selection": {
+                "metric": self.training.metric,
+                "value": state.best_value,
+                "step": state.best_step,
+                "epoch": round(self.training.plan.epoch_at(state.best_step), 4),
+            },
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "processes": self.runtime.num_processes,
+            "model": self.config.model.name,
+            "num_parameters": self.training.num_parameters,
+        }
+
+    def _fit_baselines(self) -> dict[str, Any]:
+        fitted = self.data.preprocessor
+        target = fitted.target
+        parts = {}
+        for split in SPLITS:
+            rows = self.data.rows(split, device=torch.device("cpu"))
+            y = rows.y.numpy()
+            parts[split] = BaselineRows(
+                x_num=fitted.with_gaps(rows.x_num.numpy(), rows.x_cat.numpy()),
+                x_cat=rows.x_cat.numpy().astype(np.int32),
+                y=fitted.decode_target(y) if target.task == "regression" else y,
+            )
+        results = fit_baselines(
+            BaselineData(**parts, cardinalities=fitted.cardinalities),
+            task=target.task,
+            num_classes=len(target.classes),
+            seed=self.config.run.seed,
+            threshold_metric=self.config.evaluation.threshold_metric,
+        )
+        return {name: {"test": r.test, "val": r.val, "seconds": r.seconds} for name, r in results.items()}
+
+    def _write_results(self, arrays: dict[str, tuple[np.ndarray, np.ndarray]], decision: Decision) -> None:
+        # rank 0 only: writes files
+        fitted = self.data.preprocessor
+        write_file(self.run_dir / "model.safetensors", save(self.training.best))
+        for split, name in (("test", "predictions.parquet"), ("val", "predictions_val.parquet")):
+            frame = prediction_frame(arrays[split][0], self.data.truth(split), fitted, decision)
+            write_predictions(self.run_dir / name, frame)
+        write_json(self.run_dir / "metrics.json", self.metrics)
+
+    def report(self) -> Path:
+        """Draw the plots and the page from the run folder alone; the path of the page."""
+        page = self.run_dir / "report.html"
+        if self.runtime.is_main and not self.is_finished:
+            with self._failure_noted():
+                state = self.training.state
+                write_status(self.run_dir, "done", reason=state.finished, step=state.step)
+                write_report(self.run_dir, dpi=self.config.report.dpi)
+                self._tracker.log_report(self.run_dir, _flat_metrics(self.metrics))
+                self._tracker.close()
+        if self.runtime.is_main:
+            print_metrics(read_json(self.run_dir / "metrics.json"))
+            logger.info("run folder: %s", self.run_dir)
+            logger.info("report:     %s", page)
+        self._stack.close()
+        return page
+
+    @contextmanager
+    def _failure_noted(self) -> Iterator[None]:
+        """Leave `failed` and the reason in status.json when a stage does not come to its end."""
+        try:
+            yield
+        except Stopped:
+            raise
+        except BaseException as error:
+            reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            if self.runtime.is_main:
+                with suppress(OSError):
+                    write_status(self.run_dir, "failed", reason=reason, step=self.training.state.step)
+            self._stack.close()
+            raise
+
+
+def _counts(rows: dict[str, int]) -> str:
+    return ", ".join(f"{count} {split}" for split, count in rows.items())
+
+
+def _flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
+    return {f"{split}/{name}": value for split in ("val", "test") for name, value in metrics[split].items()}

@@ -1,0 +1,176 @@
+"""The gradient of one global batch, in two ways: `fast` (DDP's all-reduce) and `exact` (a fixed tree).
+
+Both weigh every row by 1 / (rows of the global batch), so a step's gradient does not depend on
+the number of processes, on micro-batches, or on a short last batch. Exact mode also fixes the
+order of every addition: a global batch is cut into canonical slices, each has its own forward,
+backward and dropout seed, and their gradients are summed in one binary tree whose lower levels lie
+inside a process and whose upper levels are pairwise exchanges.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nn_train.batch_plan import BatchPlan, Share, cut, derive_seed
+from nn_train.objective import Objective
+from nn_train.packed import ResidentRows
+from nn_train.runtime import Runtime
+
+# Sums the rows' losses of the positions given; the argument is never empty.
+SumLoss = Callable[[Tensor], Tensor]
+
+
+class Gradients(Protocol):
+    """Fills the parameters' gradients for the global batch of a step."""
+
+    def compute(self, step: int) -> Tensor:
+        """Leave the mean gradient in `.grad`; return this process's part of the loss, or all of it."""
+        ...
+
+    def global_loss(self, loss: Tensor) -> Tensor:
+        """The mean loss of the global batch from what `compute` returned; a collective."""
+        ...
+
+
+def build_gradients(
+    runtime: Runtime,
+    model: nn.Module,
+    *,
+    rows: ResidentRows,
+    plan: BatchPlan,
+    objective: Objective,
+    share: Share,
+    canonical_slices: int | None,
+) -> Gradients:
+    """Exact gradients where `canonical_slices` is given, else fast ones."""
+
+    def sum_loss(positions: Tensor) -> Tensor:
+        batch = rows.take(positions)
+        return objective.loss_sum(model(batch.x_num, batch.x_cat), batch.y)
+
+    if canonical_slices is None:
+        return FastGradients(runtime, model, sum_loss=sum_loss, plan=plan, share=share)
+    return ExactGradients(runtime, model, sum_loss=sum_loss, plan=plan, num_slices=canonical_slices)
+
+
+class FastGradients:
+    """Micro-batches accumulated locally, one all-reduce by DDP in the last backward."""
+
+    def __init__(self, runtime: Runtime, model: nn.Module, *, sum_loss: SumLoss, plan: BatchPlan, share: Share):
+        self.runtime = runtime
+        self.model = model
+        self.sum_loss = sum_loss
+        self.plan = plan
+        self.num_micro_steps = share.num_micro_steps
+
+    def compute(self, step: int) -> Tensor:
+        """Every process takes as many micro-steps as any other, the empty ones included."""
+        runtime = self.runtime
+        rows = self.plan.rows(step)
+        start, stop = cut(len(rows), runtime.num_processes)[runtime.rank]
+        mine = torch.from_numpy(rows[start:stop]).to(runtime.device, non_blocking=True)
+        total = torch.zeros((), device=runtime.device)
+        for index, (low, high) in enumerate(cut(len(mine), self.num_micro_steps)):
+            torch.manual_seed(derive_seed(self.plan.seed, step, runtime.rank, index))
+            # a process without rows still takes part in the all-reduce: one row that weighs nothing
+            loss = self.sum_loss(mine[low:high]) if high > low else 0.0 * self.sum_loss(mine.new_zeros(1))
+            loss = loss / len(rows)
+            self._backward(loss, is_last=index == self.num_micro_steps - 1)
+            total = total + loss.detach()
+        return total
+
+    def _backward(self, loss: Tensor, *, is_last: bool) -> None:
+        scaled = loss * self.runtime.num_processes  # DDP takes the mean over processes
+        if is_last:
+            self.runtime.accelerator.backward(scaled)
+        else:
+            with self.runtime.accelerator.no_sync(self.model):
+                self.runtime.accelerator.backward(scaled)
+
+    def global_loss(self, loss: Tensor) -> Tensor:
+        """Sum the processes' parts."""
+        return self.runtime.sum(loss)
+
+
+class ExactGradients:
+    """Slices summed in a fixed binary tree: the same bits on 1, 2, 4, ... processes.
+
+    The last element of a flat buffer carries the loss, so that it is summed in the same order.
+    """
+
+    def __init__(self, runtime: Runtime, model: nn.Module, *, sum_loss: SumLoss, plan: BatchPlan, num_slices: int):
+        self.runtime = runtime
+        self.model = model
+        self.sum_loss = sum_loss
+        self.plan = plan
+        self.num_slices = num_slices
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.size = sum(p.numel() for p in self.parameters) + 1
+        self.free: list[Tensor] = []
+
+    def compute(self, step: int) -> Tensor:
+        """Sum this process's slices as they come, then exchange with the other processes."""
+        rows = self.plan.rows(step)
+        per_process = self.num_slices // self.runtime.num_processes
+        first = self.runtime.rank * per_process
+        positions = torch.from_numpy(rows).to(self.runtime.device, non_blocking=True)
+        bounds = cut(len(rows), self.num_slices)
+        partial: list[tuple[int, Tensor]] = []  # (slices summed, their sum), as in a binary counter
+        for index in range(first, first + per_process):
+            start, stop = bounds[index]
+            buffer = self._slice_gradient(step, index, positions[start:stop], num_rows=len(rows))
+            count = 1
+            while partial and partial[-1][0] == count:
+                _, left = partial.pop()
+                self.free.append(buffer)
+                buffer, count = left.add_(buffer), count * 2
+            partial.append((count, buffer))
+        total = self._exchange(partial[0][1])
+        self._point_gradients_at(total)
+        self.free.append(total)
+        return total[-1].clone()
+
+    def _slice_gradient(self, step: int, index: int, positions: Tensor, *, num_rows: int) -> Tensor:
+        buffer = self._buffer()
+        buffer.zero_()
+        if len(positions):
+            self._point_gradients_at(buffer)
+            torch.manual_seed(derive_seed(self.plan.seed, step, index))
+            with self.runtime.accelerator.no_sync(self.model):
+                loss = self.sum_loss(positions) / num_rows
+                self.runtime.accelerator.backward(loss)
+            buffer[-1] = loss.detach()
+        return buffer
+
+    def _buffer(self) -> Tensor:
+        return self.free.pop() if self.free else torch.empty(self.size, device=self.runtime.device)
+
+    def _point_gradients_at(self, buffer: Tensor) -> None:
+        start = 0
+        for parameter in self.parameters:
+            parameter.grad = buffer[start : start + parameter.numel()].view_as(parameter)
+            start += parameter.numel()
+
+    def _exchange(self, buffer: Tensor) -> Tensor:
+        """Recursive doubling: at each level partners swap their sums and both add the two.
+
+        a + b is b + a to the bit, so all processes hold the same sum after log2(processes) levels.
+        """
+        distance = 1
+        while distance < self.runtime.num_processes:
+            partner = self.runtime.rank ^ distance
+            received = self._buffer()
+            swap = [dist.P2POp(dist.isend, buffer, partner), dist.P2POp(dist.irecv, received, partner)]
+            for request in dist.batch_isend_irecv(swap):
+                request.wait()
+            buffer.add_(received)
+            self.free.append(received)
+            distance *= 2
+        return buffer
+
+    def global_loss(self, loss: Tensor) -> Tensor:
+        """It is global already."""
+        return loss

@@ -1,0 +1,145 @@
+"""Pictures of a regression: true and predicted values in, figures out."""
+
+import dataclasses
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from nn_train.plots import BLUE, INK, MUTED, RED, Plot, add_legend, build_figure, label, percent
+from nn_train.schema import TargetSpec
+
+# Above this many rows dots hide one another, and a density is drawn.
+MOST_DOTS = 1500
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegressionScores:
+    """True and predicted values of the test rows, in the target's own unit."""
+
+    target: TargetSpec
+    y: np.ndarray
+    prediction: np.ndarray
+
+    @property
+    def residual(self) -> np.ndarray:
+        """True minus predicted."""
+        return self.y - self.prediction
+
+    @property
+    def name(self) -> str:
+        """The target as a label."""
+        return label(self.target.name)
+
+
+def build_scores(test: pd.DataFrame, val: pd.DataFrame, target: TargetSpec, decision: dict) -> RegressionScores:
+    """From the prediction tables to arrays; raises ValueError where a prediction is not finite."""
+    del val, decision  # the signature is that of every task
+    y, prediction = test["target"].to_numpy(float), test["prediction"].to_numpy(float)
+    num_bad = int((~np.isfinite(prediction)).sum())
+    if num_bad:
+        raise ValueError(f"{num_bad} of {len(prediction)} test predictions are not finite")
+    return RegressionScores(target=target, y=y, prediction=prediction)
+
+
+def _draw_cloud(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    if len(x) <= MOST_DOTS:
+        axes.plot(x, y, "o", color=BLUE, markersize=5, alpha=0.45, markeredgewidth=0)
+        return
+    drawn = axes.hexbin(x, y, gridsize=45, cmap="Blues", bins="log", mincnt=1, linewidths=0.1)
+    bar = axes.figure.colorbar(drawn, ax=axes, pad=0.01)
+    bar.set_label("rows", fontsize=10, color=INK)
+    bar.ax.tick_params(labelsize=9, colors=INK)
+
+
+def predicted_vs_true(scores: RegressionScores) -> Plot:
+    """Predicted against true values."""
+    spread = np.sum((scores.y - scores.y.mean()) ** 2)
+    r2 = 1 - np.sum(scores.residual**2) / spread if spread else np.nan
+    title = f"The network explains {percent(r2)} of the variance of {scores.name}"
+    figure, (axes,) = build_figure(title)
+    _draw_cloud(axes, scores.y, scores.prediction)
+    ends = [min(scores.y.min(), scores.prediction.min()), max(scores.y.max(), scores.prediction.max())]
+    axes.plot(ends, ends, color=RED, linestyle="--", linewidth=1.4, label="perfect")
+    axes.set(xlabel=f"true {scores.name}", ylabel=f"predicted {scores.name}")
+    add_legend(axes, loc="upper left")
+    numbers = f"R² {r2:.4f}, RMSE {np.sqrt(np.mean(scores.residual**2)):.4g}, {len(scores.y):,} test rows."
+    return Plot(figure=figure, title=title, numbers=numbers, hint="On the dashed line, prediction and truth agree.")
+
+
+def residual_vs_predicted(scores: RegressionScores) -> Plot:
+    """Residual against prediction, with the median residual by tenth of the predictions."""
+    bias = float(scores.residual.mean())
+    title = f"Predictions are {abs(bias):.4g} too {'low' if bias > 0 else 'high'} on average"
+    figure, (axes,) = build_figure(title)
+    _draw_cloud(axes, scores.prediction, scores.residual)
+    tenths = np.array_split(np.argsort(scores.prediction), min(10, len(scores.y)))
+    centres = [np.median(scores.prediction[rows]) for rows in tenths]
+    medians = [np.median(scores.residual[rows]) for rows in tenths]
+    axes.axhline(0, color=MUTED, linestyle="--", linewidth=1.2)
+    axes.plot(centres, medians, color=RED, marker="o", markersize=4, linewidth=1.8, label="median by tenth")
+    axes.set(xlabel=f"predicted {scores.name}", ylabel="residual (true − predicted)")
+    add_legend(axes, loc="best")
+    numbers = f"Mean residual {bias:.4g}, median {np.median(scores.residual):.4g}."
+    return Plot(figure=figure, title=title, numbers=numbers, hint="A red line far from zero is a systematic error.")
+
+
+def residual_histogram(scores: RegressionScores) -> Plot:
+    """Distribution of the residuals, with the normal curve of the same mean and deviation."""
+    residual = scores.residual
+    within = float(np.quantile(np.abs(residual), 0.9))
+    title = f"Nine in ten errors are below {within:.4g}"
+    figure, (axes,) = build_figure(title)
+    low, high = np.quantile(residual, (0.001, 0.999))
+    _, edges, _ = axes.hist(
+        residual, bins=40, range=(low, high) if low < high else None, color=BLUE, alpha=0.75, label="test rows"
+    )
+    deviation = float(residual.std())
+    if deviation > 0:
+        x = np.linspace(edges[0], edges[-1], 200)
+        bell = np.exp(-0.5 * ((x - residual.mean()) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
+        axes.plot(x, bell * len(residual) * (edges[1] - edges[0]), color=RED, linewidth=1.8, label="normal curve")
+    axes.axvline(0, color=MUTED, linestyle="--", linewidth=1.2)
+    axes.set(xlabel="residual (true − predicted)", ylabel="rows")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    add_legend(axes, loc="best")
+    numbers = f"90 % of absolute residuals are below {within:.4g}; standard deviation {deviation:.4g}."
+    return Plot(figure=figure, title=title, numbers=numbers, hint="The outermost 0.2 % are cut off.")
+
+
+def residual_quantiles(scores: RegressionScores) -> Plot:
+    """Residual quantiles against those of a normal distribution (QQ)."""
+    residual = np.sort(scores.residual)
+    shares = (np.arange(min(len(residual), 400)) + 0.5) / min(len(residual), 400)
+    normal = np.array([NormalDist().inv_cdf(share) for share in shares])
+    actual = np.quantile(residual, shares)
+    far = float(np.mean(np.abs(residual - residual.mean()) > 3 * residual.std()))
+    title = f"{percent(far)} of residuals lie beyond 3 deviations (normal: 0.3 %)"
+    figure, (axes,) = build_figure(title)
+    line = residual.mean() + residual.std() * normal
+    axes.plot(normal, line, color=RED, linestyle="--", linewidth=1.4, label="normal")
+    axes.plot(normal, actual, "o", color=BLUE, markersize=4, alpha=0.6, markeredgewidth=0, label="residuals")
+    axes.set(xlabel="normal quantile (deviations)", ylabel="residual quantile")
+    add_legend(axes, loc="upper left")
+    numbers = f"{percent(far)} of residuals are beyond three standard deviations."
+    return Plot(figure=figure, title=title, numbers=numbers, hint="Ends that leave the line are heavy tails.")
+
+
+def error_by_decile(scores: RegressionScores) -> Plot:
+    """Mean absolute error in each tenth of the true values."""
+    tenths = [rows for rows in np.array_split(np.argsort(scores.y, kind="stable"), 10) if len(rows)]
+    errors = [float(np.abs(scores.residual[rows]).mean()) for rows in tenths]
+    names = [f"{scores.y[rows].min():.4g} to {scores.y[rows].max():.4g}" for rows in tenths]
+    worst = int(np.argmax(errors))
+    title = f"Errors are largest, {errors[worst]:.4g}, for {scores.name} {names[worst]}"
+    figure, (axes,) = build_figure(title)
+    axes.barh(range(len(errors)), errors, color=BLUE, height=0.7)
+    average = float(np.abs(scores.residual).mean())
+    axes.axvline(average, color=RED, linestyle="--", linewidth=1.4, label=f"all rows, {average:.4g}")
+    axes.set_yticks(range(len(errors)), names, fontsize=9)
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel="mean absolute error", ylabel=f"tenth of true {scores.name}")
+    add_legend(axes, loc="best")
+    numbers = "Mean absolute error by tenth: " + ", ".join(f"{error:.4g}" for error in errors)
+    return Plot(figure=figure, title=title, numbers=f"{numbers}.", hint="Tenths of the test rows by their true value.")

@@ -1,0 +1,293 @@
+"""From typed columns to numbers: fitted on the train rows alone, saved without pickle.
+
+Shapes: B rows, N numeric inputs, C categorical inputs. Codes of a category: 0 unseen or rare,
+1 missing, 2 and up the levels. A numeric column that had missing train values also gets a
+categorical input that says where.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save
+from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardScaler
+
+from nn_train.errors import DataError
+from nn_train.schema import ColumnSpec, TableSchema, TargetSpec
+from nn_train.settings import PreprocessConfig
+
+UNSEEN, MISSING, NUM_RESERVED = 0, 1, 2
+LARGEST = 1e6  # scaled values are cut here, so that a wild value cannot overflow float32 arithmetic
+DATE_PARTS = ("year", "month", "day", "weekday", "hour", "days")
+INDICATOR_LEVELS = ("present", "missing")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NumericInput:
+    """One scaled number: a numeric column, or one part of a date."""
+
+    column: str
+    part: str = ""
+    has_indicator: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name for people: the column, with the date part behind a dot."""
+        return f"{self.column}.{self.part}" if self.part else self.column
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CategoricalInput:
+    """One code: a category with its levels in the order of their codes."""
+
+    column: str
+    levels: tuple[str, ...]
+    had_missing: bool
+
+    @property
+    def cardinality(self) -> int:
+        """Number of codes, the reserved ones included."""
+        return NUM_RESERVED + len(self.levels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Rows as arrays: x_num (B, N) float32, x_cat (B, C) int32, y (B,) int64 or float32.
+
+    `y` is None where the table has no target; a row with a missing target has -1 or NaN.
+    """
+
+    x_num: np.ndarray
+    x_cat: np.ndarray
+    y: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessor:
+    """What was fitted on the train rows. `arrays` holds the scaler, the fill values and the bin edges."""
+
+    scaler: str
+    numeric: tuple[NumericInput, ...]
+    categorical: tuple[CategoricalInput, ...]
+    target: TargetSpec
+    target_mean: float
+    target_std: float
+    dropped: dict[str, str]
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Number of codes of each categorical input, indicators behind the categories."""
+        indicators = sum(column.has_indicator for column in self.numeric)
+        return tuple(c.cardinality for c in self.categorical) + (NUM_RESERVED + len(INDICATOR_LEVELS),) * indicators
+
+    @property
+    def bins(self) -> list[np.ndarray]:
+        """Edges of the piecewise-linear encoding of each numeric input, increasing, float32."""
+        return np.split(self.arrays["bin_edges"], np.cumsum(self.arrays["bin_counts"])[:-1]) if self.numeric else []
+
+    def transform(self, frame: pd.DataFrame) -> Encoded:
+        """Encode typed columns; unseen levels and missing values never fail and never give NaN."""
+        raw = numeric_matrix(frame, self.numeric)
+        x_num = np.where(np.isnan(raw), self.arrays["fill"], self._scale(raw)) if self.numeric else raw
+        indicators = [np.isnan(raw[:, i]) + NUM_RESERVED for i, c in enumerate(self.numeric) if c.has_indicator]
+        codes = [_codes(frame[c.column], c) for c in self.categorical] + indicators
+        x_cat = np.stack(codes, axis=1) if codes else np.zeros((len(frame), 0))
+        return Encoded(
+            x_num=np.clip(x_num, -LARGEST, LARGEST).astype(np.float32),
+            x_cat=x_cat.astype(np.int32),
+            y=self._encode_target(frame[self.target.name]) if self.target.name in frame else None,
+        )
+
+    def _scale(self, raw: np.ndarray) -> np.ndarray:
+        if self.scaler == "quantile":
+            rebuilt = QuantileTransformer(output_distribution="normal", n_quantiles=len(self.arrays["references"]))
+            rebuilt.quantiles_, rebuilt.references_ = self.arrays["quantiles"], self.arrays["references"]
+            rebuilt.n_quantiles_, rebuilt.n_features_in_ = len(rebuilt.references_), raw.shape[1]
+            return rebuilt.transform(raw)
+        return (raw - self.arrays["center"]) / self.arrays["scale"]
+
+    def _encode_target(self, values: pd.Series) -> np.ndarray:
+        if self.target.task == "regression":
+            return ((values.to_numpy(np.float64) - self.target_mean) / self.target_std).astype(np.float32)
+        codes = pd.Categorical(values, categories=list(self.target.classes)).codes.astype(np.int64)
+        is_unknown = (codes < 0) & values.notna().to_numpy()
+        if is_unknown.any():
+            value = values.iloc[int(np.argmax(is_unknown))]
+            raise DataError(
+                f"column '{self.target.name}' holds the class '{value}', which the network does not know",
+                fix=f"the classes are {', '.join(self.target.classes[:20])}",
+            )
+        return codes
+
+    def with_gaps(self, x_num: np.ndarray, x_cat: np.ndarray) -> np.ndarray:
+        """`x_num` with NaN where the table had nothing, for models that handle gaps themselves."""
+        gaps = x_num.copy()
+        indicator = len(self.categorical)
+        for index, column in enumerate(self.numeric):
+            if column.has_indicator:
+                gaps[x_cat[:, indicator] == NUM_RESERVED + 1, index] = np.nan
+                indicator += 1
+        return gaps
+
+    def decode_target(self, y: np.ndarray) -> np.ndarray:
+        """Bring standardised regression values back to the target's own unit, float64."""
+        return y.astype(np.float64) * self.target_std + self.target_mean
+
+    def to_bytes(self) -> dict[str, bytes]:
+        """File name -> content; equal preprocessors give equal bytes."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "arrays"}
+        text = json.dumps(values, default=dataclasses.asdict, indent=1, ensure_ascii=False)
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        return {"preprocessor.json": text.encode(), "preprocessor.safetensors": save(arrays)}
+
+    @classmethod
+    def load(cls, folder: Path) -> "Preprocessor":
+        """Read what `to_bytes` gave from files in `folder`."""
+        values: dict[str, Any] = json.loads((folder / "preprocessor.json").read_text(encoding="utf-8"))
+        values["numeric"] = tuple(NumericInput(**item) for item in values["numeric"])
+        values["categorical"] = tuple(
+            CategoricalInput(**(item | {"levels": tuple(item["levels"])})) for item in values["categorical"]
+        )
+        values["target"] = TargetSpec(**(values["target"] | {"classes": tuple(values["target"]["classes"])}))
+        return cls(**values, arrays=load_file(folder / "preprocessor.safetensors"))
+
+
+def fit_preprocessor(train: pd.DataFrame, schema: TableSchema, config: PreprocessConfig, *, seed: int) -> Preprocessor:
+    """Learn scaling, fill values, levels and bins from the typed train rows.
+
+    Raises:
+        DataError: no column is left that tells the train rows apart.
+    """
+    dropped: dict[str, str] = {}
+    numeric, raw = _choose_numeric(train, schema.features, config, dropped)
+    arrays = _fit_numeric(raw, config, seed=seed) if numeric else {}
+    categorical = _choose_categories(train, schema.features, config, dropped)
+    if not numeric and not categorical:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
+        raise DataError(
+            f"no feature is left after preprocessing ({reasons})", fix="lower preprocess.min_level_rows or drop less"
+        )
+    is_regression = schema.target.task == "regression"
+    target = train[schema.target.name].to_numpy(np.float64) if is_regression else np.zeros(1)
+    return Preprocessor(
+        scaler=config.scaler,
+        numeric=numeric,
+        categorical=categorical,
+        target=schema.target,
+        target_mean=float(target.mean()),
+        target_std=float(target.std()) or 1.0,
+        dropped=dropped,
+        arrays=arrays,
+    )
+
+
+def numeric_matrix(frame: pd.DataFrame, inputs: tuple[NumericInput, ...]) -> np.ndarray:
+    """The unscaled numbers of typed columns, (B, N) float64 with NaN where missing."""
+    columns = [_date_part(frame[c.column], c.part) if c.part else frame[c.column].to_numpy(np.float64) for c in inputs]
+    return np.stack(columns, axis=1) if columns else np.zeros((len(frame), 0))
+
+
+def _date_part(dates: pd.Series, part: str) -> np.ndarray:
+    if part == "days":
+        return ((dates - pd.Timestamp(0)) / pd.Timedelta(days=1)).to_numpy(np.float64)
+    return getattr(dates.dt, part).to_numpy(np.float64)
+
+
+def _choose_numeric(
+    train: pd.DataFrame, features: tuple[ColumnSpec, ...], config: PreprocessConfig, dropped: dict[str, str]
+) -> tuple[tuple[NumericInput, ...], np.ndarray]:
+    inputs = [
+        NumericInput(column=spec.name, part=part)
+        for spec in features
+        if spec.kind in ("numeric", "date")
+        for part in (DATE_PARTS if spec.kind == "date" else ("",))
+    ]
+    raw = numeric_matrix(train, tuple(inputs))
+    kept = []
+    for index, column in enumerate(inputs):
+        present = raw[:, index][~np.isnan(raw[:, index])]
+        if not len(present):
+            dropped[column.name] = "no value in the train rows"
+        elif present.max() - present.min() <= config.near_constant:
+            dropped[column.name] = "near-constant in the train rows"
+        else:
+            has_missing = len(present) < len(raw) and config.indicators and column.part in ("", "days")
+            inputs[index] = dataclasses.replace(column, has_indicator=has_missing)
+            kept.append(index)
+    return tuple(inputs[index] for index in kept), raw[:, kept]
+
+
+def _fit_numeric(raw: np.ndarray, config: PreprocessConfig, *, seed: int) -> dict[str, np.ndarray]:
+    num_rows = len(raw)
+    if config.scaler == "quantile":
+        # a little noise parts the ties, so that a value held by many rows gets one place in the middle of its quantiles
+        noise = np.random.Generator(np.random.Philox(key=seed)).normal(size=raw.shape)
+        num_quantiles = min(max(min(num_rows // 30, 1000), 10), num_rows)
+        fitted = QuantileTransformer(
+            n_quantiles=num_quantiles, output_distribution="normal", subsample=10**9, random_state=seed
+        ).fit(raw + 1e-5 * np.nanstd(raw, axis=0) * noise)
+        arrays = {"quantiles": fitted.quantiles_, "references": fitted.references_}
+        scaled = fitted.transform(raw)
+    else:
+        arrays = _fit_affine(raw, config.scaler)
+        scaled = (raw - arrays["center"]) / arrays["scale"]
+    fill = np.nanmean(scaled, axis=0) if config.imputation == "mean" else np.nanmedian(scaled, axis=0)
+    filled = np.clip(np.where(np.isnan(scaled), fill, scaled), -LARGEST, LARGEST).astype(np.float32)
+    edges = [bin_edges(column, min(config.num_bins, max(num_rows - 1, 1))) for column in filled.T]
+    return arrays | {
+        "fill": fill,
+        "bin_edges": np.concatenate(edges),
+        "bin_counts": np.array([len(e) for e in edges], dtype=np.int64),
+    }
+
+
+def _fit_affine(raw: np.ndarray, scaler: str) -> dict[str, np.ndarray]:
+    width = raw.shape[1]
+    if scaler == "none":
+        return {"center": np.zeros(width), "scale": np.ones(width)}
+    if scaler == "standard":
+        fitted = StandardScaler().fit(raw)
+        return {"center": fitted.mean_, "scale": fitted.scale_}
+    robust = RobustScaler().fit(raw)
+    # a column whose quartiles coincide (mostly zeros, say) would keep its raw scale: use the deviation there
+    flat = np.nanpercentile(raw, 75, axis=0) == np.nanpercentile(raw, 25, axis=0)
+    return {"center": robust.center_, "scale": np.where(flat, np.nanstd(raw, axis=0), robust.scale_)}
+
+
+def bin_edges(values: np.ndarray, num_bins: int) -> np.ndarray:
+    """Distinct quantiles of a scaled column, increasing, float32, two at least.
+
+    The quantile bins of piecewise-linear encoding. Source: Gorishniy et al. 2022, section 3.2.1.
+    """
+    return np.unique(np.quantile(values, np.linspace(0, 1, num_bins + 1)).astype(np.float32))
+
+
+def _choose_categories(
+    train: pd.DataFrame, features: tuple[ColumnSpec, ...], config: PreprocessConfig, dropped: dict[str, str]
+) -> tuple[CategoricalInput, ...]:
+    chosen = []
+    for spec in features:
+        if spec.kind not in ("categorical", "boolean"):
+            continue
+        counts = train[spec.name].value_counts()
+        frequent = counts[counts >= min(config.min_level_rows, max(counts.max(), 1))] if len(counts) else counts
+        levels = sorted(frequent.index, key=lambda level: (-int(frequent[level]), level))[: config.max_levels]
+        had_missing = bool(train[spec.name].isna().any())
+        rest = int(counts.sum()) - int(frequent[levels].sum()) if levels else 0
+        if len(levels) + had_missing + (rest > 0) < 2:
+            dropped[spec.name] = "near-constant in the train rows"
+        else:
+            chosen.append(CategoricalInput(column=spec.name, levels=tuple(levels), had_missing=had_missing))
+    return tuple(chosen)
+
+
+def _codes(values: pd.Series, column: CategoricalInput) -> np.ndarray:
+    codes = pd.Categorical(values, categories=list(column.levels)).codes.astype(np.int64) + NUM_RESERVED
+    codes[codes < NUM_RESERVED] = UNSEEN
+    if column.had_missing:  # otherwise the slot was never trained, and says less than "unseen"
+        codes[values.isna().to_numpy()] = MISSING
+    return codes

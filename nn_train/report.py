@@ -1,0 +1,207 @@
+"""The report stage: reads a run folder and nothing else, writes plots/*.png and one self-contained report.html.
+
+A file that is missing leaves its section out; a plot that fails becomes a note in the page.
+"""
+
+import base64
+import dataclasses
+import io
+import logging
+import os
+import struct
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from nn_train import plots_binary, plots_multiclass, plots_regression, plots_run
+from nn_train.plots import Plot
+from nn_train.report_page import build_page, build_worst_table
+from nn_train.report_run import Run, build_comparison, build_history, build_table_view, read_run
+
+logger = logging.getLogger("nn_train")
+PlotFunction = Callable[[Any], Plot | None]
+
+COMMON_PLOTS: dict[str, dict[str, PlotFunction]] = {
+    "summary": {"network_and_baselines": plots_run.network_and_baselines},
+    "data": {
+        "target_balance": plots_run.target_balance,
+        "target_histogram": plots_run.target_histogram,
+        "missing_values": plots_run.missing_values,
+    },
+    "training": {
+        "loss_by_step": plots_run.loss_by_step,
+        "loss_by_time": plots_run.loss_by_time,
+        "selection_by_step": plots_run.selection_by_step,
+        "learning_rate_by_step": plots_run.learning_rate_by_step,
+        "throughput_by_step": plots_run.throughput_by_step,
+    },
+}
+PLOTS: dict[str, dict[str, PlotFunction]] = {
+    "binary": {
+        "roc": plots_binary.roc,
+        "precision_recall": plots_binary.precision_recall,
+        "confusion_at_half": plots_binary.confusion_at_half,
+        "confusion_at_threshold": plots_binary.confusion_at_threshold,
+        "metrics_by_threshold": plots_binary.metrics_by_threshold,
+        "score_distribution": plots_binary.score_distribution,
+        "reliability": plots_binary.reliability,
+        "cumulative_gains": plots_binary.cumulative_gains,
+        "lift_by_decile": plots_binary.lift_by_decile,
+        "kolmogorov_smirnov": plots_binary.kolmogorov_smirnov,
+    },
+    "multiclass": {
+        "confusion_counts": plots_multiclass.confusion_counts,
+        "confusion_shares": plots_multiclass.confusion_shares,
+        "per_class_scores": plots_multiclass.per_class_scores,
+        "confused_pairs": plots_multiclass.confused_pairs,
+        "one_vs_rest_roc": plots_multiclass.one_vs_rest_roc,
+        "one_vs_rest_precision_recall": plots_multiclass.one_vs_rest_precision_recall,
+        "top_k_accuracy": plots_multiclass.top_k_accuracy,
+        "frequency_vs_f1": plots_multiclass.frequency_vs_f1,
+        "reliability": plots_multiclass.reliability,
+        "class_calibration": plots_multiclass.class_calibration,
+    },
+    "regression": {
+        "predicted_vs_true": plots_regression.predicted_vs_true,
+        "residual_vs_predicted": plots_regression.residual_vs_predicted,
+        "residual_histogram": plots_regression.residual_histogram,
+        "residual_quantiles": plots_regression.residual_quantiles,
+        "error_by_decile": plots_regression.error_by_decile,
+    },
+}
+SCORES: dict[str, Callable[..., Any]] = {
+    "binary": plots_binary.build_scores,
+    "multiclass": plots_multiclass.build_scores,
+    "regression": plots_regression.build_scores,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A drawn plot for the page."""
+
+    section: str
+    name: str
+    alt: str
+    hint: str
+    inches: float
+    png: bytes
+
+    @property
+    def source(self) -> str:
+        """The image itself as an address, so that the page needs no other file."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from the PNG's header."""
+        return struct.unpack(">II", self.png[16:24])
+
+
+def build_task_scores(run: Run) -> Any:
+    """The arrays that the task's pictures are drawn from."""
+    val = run.val if len(run.val) else run.test.head(0)
+    return SCORES[run.schema.target.task](run.test, val, run.schema.target, run.metrics.get("decision") or {})
+
+
+# Section of the page -> what its pictures are drawn from.
+VIEWS: dict[str, Callable[[Run], Any]] = {
+    "summary": build_comparison,
+    "data": build_table_view,
+    "training": build_history,
+    "results": build_task_scores,
+}
+
+
+def render_picture(section: str, name: str, plot: Plot, dpi: int) -> Picture:
+    """A figure as PNG bytes."""
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        # a class name may hold signs that the font lacks: they become boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        plot.figure.savefig(stream, format="png", dpi=dpi)
+    inches = plot.figure.get_figwidth()
+    return Picture(section=section, name=name, alt=plot.alt, hint=plot.hint, inches=inches, png=stream.getvalue())
+
+
+def draw_pictures(run: Run, dpi: int, notes: list[tuple[str, str]]) -> list[Picture]:
+    """Draw every plot of the task; one that fails becomes a (section, reason) in `notes` and a warning in the log."""
+    sections = COMMON_PLOTS | ({"results": PLOTS[run.schema.target.task]} if len(run.test) else {})
+    pictures = []
+    for section, functions in sections.items():
+        try:
+            view = VIEWS[section](run)
+        except Exception as error:  # whatever is wrong with the numbers, the page is still worth having
+            _note(notes, section, f"the plots of {section}", error)
+            continue
+        for name, draw in functions.items():
+            try:
+                plot = draw(view)
+                if plot is not None:
+                    pictures.append(render_picture(section, name, plot, dpi))
+            except Exception as error:
+                _note(notes, section, f"the plot {name}", error)
+    return pictures
+
+
+def _note(notes: list[tuple[str, str]], section: str, what: str, error: Exception) -> None:
+    reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    notes.append((section, f"Left out: {what}: {reason}"))
+    logger.warning("report: left out %s: %s", what, reason)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render_page(run: Run, pictures: list[Picture], notes: list[tuple[str, str]], title: str) -> str:
+    """The page as HTML text; everything that comes from the data is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    try:
+        worst = build_worst_table(run)
+    except Exception as error:  # predictions that do not fit the schema cost their table, not the page
+        worst = None
+        _note(notes, "errors", "the worst rows", error)
+    template = environment.get_template("report_template.html")
+    return template.render(build_page(run), worst=worst, pictures=pictures, notes=notes, title=title)
+
+
+def write_report(run_dir: Path, *, dpi: int) -> Path:
+    """Write plots/*.png and report.html into the run folder; returns the page's path.
+
+    Raises RunFolderError where the folder holds no schema.json that can be read.
+    """
+    run = read_run(run_dir)
+    notes = [("summary", note) for note in run.notes]
+    pictures = draw_pictures(run, dpi, notes)
+    plot_dir = run_dir / "plots"
+    plot_dir.mkdir(exist_ok=True)
+    drawn = {f"{picture.name}.png": picture.png for picture in pictures}
+    for functions in (*COMMON_PLOTS.values(), *PLOTS.values()):
+        for name in functions:
+            # a picture of an earlier report that is no longer drawn would contradict the page
+            if f"{name}.png" not in drawn:
+                (plot_dir / f"{name}.png").unlink(missing_ok=True)
+    for name, png in drawn.items():
+        write_whole(plot_dir / name, png)
+    page = render_page(run, pictures, notes, run_dir.absolute().name)
+    write_whole(run_dir / "report.html", page.encode("utf-8", errors="replace"))
+    return run_dir / "report.html"

@@ -1,0 +1,189 @@
+"""The run folder: everything that a run is. Files in it appear whole or not at all."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from nn_train.config import check_config, dump_config, load_config
+from nn_train.errors import ConfigError, RunFolderError
+from nn_train.settings import Config, changed_keys
+
+# What a run writes besides config.yaml; `checkpoint.resume=never` removes these and nothing else.
+OUTPUTS = (
+    "checkpoints",
+    "plots",
+    "wandb",
+    "status.json",
+    "metrics.json",
+    "metrics.jsonl",
+    "predictions.parquet",
+    "predictions_val.parquet",
+    "report.html",
+    "model.safetensors",
+    "schema.json",
+    "data.json",
+    "splits.npz",
+    "preprocessor.json",
+    "preprocessor.safetensors",
+    "environment.json",
+    "git.diff",
+    "config.yaml",
+)
+LOCK_FILE = ".lock"
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a file whole: temporary name in the same folder, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write plain values as JSON, whole; a number that is not finite becomes null."""
+    write_file(path, json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run. Raises RunFolderError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"this file of the run cannot be read: {error}", where=str(path), fix="run.dir=NEW"
+        ) from None
+
+
+def write_status(run_dir: Path, state: str, *, reason: str = "", step: int = 0) -> None:
+    """Say where the run stands: running, done, stopped or failed."""
+    write_json(run_dir / "status.json", {"state": state, "reason": reason, "step": step})
+
+
+@contextmanager
+def own(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder for one training at a time; the system lets go when the process ends.
+
+    Raises:
+        RunFolderError: another process trains in this folder.
+    """
+    lock = FileLock(run_dir / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunFolderError(
+            "another process trains in this run folder", where=str(run_dir), fix="wait for it, or set run.dir=OTHER"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_previous(run_dir: Path) -> Config | None:
+    """The config of the run that lives in the folder; None if nothing lives there.
+
+    Raises:
+        RunFolderError: the folder holds something that is not a run.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunFolderError("the run folder is a file", where=str(run_dir), fix="run.dir=FOLDER")
+    if not run_dir.exists() or not any(path.name != LOCK_FILE for path in run_dir.iterdir()):
+        return None
+    if not (run_dir / "config.yaml").exists():
+        raise RunFolderError(
+            "the folder is not empty and holds no run", where=str(run_dir), fix="run.dir=NEW, or empty the folder"
+        )
+    try:
+        return load_config(run_dir / "config.yaml")
+    except ConfigError as error:
+        raise RunFolderError(
+            f"the run in this folder has a config of another version: {error.what}",
+            where=str(run_dir),
+            fix="run.dir=NEW, or checkpoint.resume=never to replace that run",
+        ) from None
+
+
+def refuse_other_run(run_dir: Path, previous: Config, config: Config, *, fingerprint: str) -> None:
+    """Refuse to go on with a run whose settings or data make its checkpoints meaningless.
+
+    Raises:
+        RunFolderError: with every key that differs, old -> new.
+    """
+    changed = changed_keys(_portable(previous), _portable(config))
+    data_file = run_dir / "data.json"
+    if not changed and data_file.exists() and read_json(data_file)["fingerprint"] != fingerprint:
+        changed = [f"the content of {config.data.path}"]
+    if changed:
+        lines = "\n    ".join(changed)
+        raise RunFolderError(
+            f"this folder holds a run with other settings:\n    {lines}",
+            where=str(run_dir),
+            fix="run.name=NEW or run.dir=NEW for another run; checkpoint.resume=never to replace this one",
+        )
+
+
+def _portable(config: Config) -> Config:
+    """The config without the folders of its tables: what they hold is compared by fingerprint."""
+    values = config.model_dump(mode="json")
+    for section, key in (("data", "path"), ("split", "val_path"), ("split", "test_path")):
+        if values[section][key]:
+            values[section][key] = Path(values[section][key]).name
+    return check_config(values, where="")
+
+
+def clear(run_dir: Path) -> None:
+    """Remove what a run wrote, and nothing else."""
+    for name in OUTPUTS:
+        path = run_dir / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def start_folder(run_dir: Path, config: Config, *, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write what a new run starts from; if that fails, nothing of it is left.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    existed = run_dir.exists()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for name, content in files:
+            write_file(run_dir / name, content)
+        write_file(run_dir / "config.yaml", dump_config(config))
+        write_status(run_dir, "running")
+    except OSError:
+        clear(run_dir) if existed else shutil.rmtree(run_dir, ignore_errors=True)
+        raise

@@ -1,0 +1,185 @@
+"""The processes of a run: their Accelerator, how they agree, and how they are asked to stop."""
+
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from nn_train.errors import ConfigError, UserError, WorldError, error_from_os
+from nn_train.settings import TrainConfig
+
+T = TypeVar("T")
+logger = logging.getLogger("nn_train")
+
+
+class Runtime:
+    """One process's view of the world: who it is, and collectives that every process must call."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.rank = accelerator.process_index
+        self.num_processes = accelerator.num_processes
+        self.is_main = accelerator.is_main_process
+        self.device = accelerator.device
+
+    def on_every_rank(self, work: Callable[[], T]) -> T:
+        """Do `work`, which holds no collective, on each process; a failure on one is raised on all.
+
+        The failure of the lowest rank is the one that everybody raises, so one message is shown and
+        nobody waits for a process that has gone.
+        """
+        outcome, failure = _attempt(work)
+        failures = gather_object([failure]) if self.num_processes > 1 else [failure]
+        for rank, shared in enumerate(failures):
+            if isinstance(shared, UserError):
+                raise shared
+            if shared is not None:
+                raise failure if failure is not None else RuntimeError(f"process {rank} failed: {shared!r}")
+        return outcome  # type: ignore[return-value]
+
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """Do `work`, which holds no collective, on the main process alone; a failure is raised on all."""
+        return self.on_every_rank(work if self.is_main else lambda: None)
+
+    def broadcast(self, value: T) -> T:
+        """The main process's value, on every process."""
+        return broadcast_object_list([value])[0] if self.num_processes > 1 else value
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of `values` over all processes, on every process."""
+        return self.accelerator.reduce(values, reduction="sum") if self.num_processes > 1 else values
+
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag: is it set on any process? The answer is the same on all."""
+        if self.num_processes == 1:
+            return flags
+        total = self.sum(torch.tensor(flags, dtype=torch.float32, device=self.device))
+        return tuple(bool(value) for value in (total > 0).tolist())
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    except UserError as error:
+        return None, error
+    except OSError as error:
+        user_error = error_from_os(error)
+        user_error.__cause__ = error
+        return None, user_error
+    except Exception as error:
+        return None, error
+
+
+def start_runtime(config: TrainConfig, *, log_with: str | None = None) -> Runtime:
+    """Build the Accelerator for the devices that are here and check that the world is whole.
+
+    Raises:
+        ConfigError: a precision that this device does not have.
+        WorldError: the processes were started together but do not see each other.
+    """
+    has_accelerator = torch.accelerator.is_available()
+    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y")
+    if config.mixed_precision == "fp16" and (wants_cpu or not has_accelerator):
+        raise ConfigError("train.mixed_precision=fp16 needs a GPU", fix="train.mixed_precision=bf16 or no")
+    check_devices(wants_cpu=wants_cpu)
+    torch.set_num_threads(config.cpu_threads)
+    AcceleratorState._reset_state()  # a second run in one Python process may want another precision
+    GradientState._reset_state()
+    accelerator = Accelerator(
+        cpu=wants_cpu or not has_accelerator,  # without it, gloo processes would each be a world of one
+        mixed_precision=config.mixed_precision,
+        log_with=log_with,
+    )
+    check_world(accelerator.num_processes)
+    return Runtime(accelerator)
+
+
+def check_devices(*, wants_cpu: bool) -> None:
+    """Refuse more processes on this host than it has GPUs, where GPUs are used at all."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.cuda.is_available() and not wants_cpu and local > torch.cuda.device_count():
+        raise WorldError(
+            f"{local} processes were started on a host with {torch.cuda.device_count()} GPU(s)",
+            fix="start one process per GPU, or set ACCELERATE_USE_CPU=true to train on the CPU",
+        )
+
+
+def check_world(num_processes: int) -> None:
+    """Refuse to train where the launcher started more processes than train together.
+
+    Otherwise each would believe to be alone, and all would write the same run folder.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != num_processes:
+        raise WorldError(
+            f"WORLD_SIZE says that {world_size} processes were started, but {num_processes} train together",
+            where=f"process {os.environ.get('RANK', '0')}",
+            fix="without GPUs set ACCELERATE_USE_CPU=true; in a shell with a left-over WORLD_SIZE, unset it",
+        )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch, the same on every process."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class StopSignal:
+    """Remembers that the process was asked to stop; a second Ctrl-C stops at once.
+
+    The handler only sets a flag: the loop asks all processes to agree and saves a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Has a signal arrived on this process?"""
+        return bool(self.name)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+
+def set_up_logging() -> None:
+    """Plain lines of the main process on standard output; other processes only warn of errors."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO if is_main else logging.ERROR)
+    logger.propagate = False
+
+
+def leave_world() -> None:
+    """End the process group, if there is one; without it some exits end in a crash."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

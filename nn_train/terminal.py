@@ -1,0 +1,116 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere, tables at the end."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from nn_train.schema import TableSchema, Task
+
+logger = logging.getLogger("nn_train")
+LINE_EVERY_S = 2.0
+PLAIN_WIDTH = 100
+HEADLINES: dict[Task, tuple[str, ...]] = {
+    "binary": ("roc_auc", "average_precision", "log_loss", "brier_score", "accuracy", "balanced_accuracy", "f1"),
+    "multiclass": ("log_loss", "roc_auc", "accuracy", "balanced_accuracy", "f1_macro"),
+    "regression": ("rmse", "mae", "r2"),
+}
+
+
+def print_table(table: Table) -> None:
+    """Print a table through the log, so that only the main process shows it."""
+    is_terminal = sys.stdout.isatty()
+    console = Console(file=sys.stdout, width=None if is_terminal else PLAIN_WIDTH, no_color=not is_terminal)
+    if logger.isEnabledFor(logging.INFO):
+        console.print(table)
+
+
+def print_schema(schema: TableSchema) -> None:
+    """Show what was inferred of each column, and of the target."""
+    table = Table(
+        title=f"{schema.num_rows} rows, target '{schema.target.name}': {schema.target.task}", title_justify="left"
+    )
+    for name in ("column", "kind", "missing", "distinct", "note"):
+        table.add_column(name, justify="right" if name in ("missing", "distinct") else "left", overflow="fold")
+    for column in schema.columns:
+        note = f"dropped: {column.dropped}" if column.dropped else ""
+        table.add_row(column.name, column.kind, str(column.num_missing), str(column.num_distinct), note)
+    print_table(table)
+    classes = schema.target.classes
+    if classes:
+        shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+        positive = f"; positive: {classes[1]}" if schema.target.task == "binary" else ""
+        logger.info("classes: %s%s", shown, positive)
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """Show the network's test metrics beside those of the baselines."""
+    names = HEADLINES[metrics["task"]]
+    table = Table(title=f"test metrics ({metrics['rows']['test']} rows)", title_justify="left")
+    table.add_column("model")
+    for name in (*names, "seconds"):
+        table.add_column(name, justify="right")
+    rows = {f"network ({metrics['model']})": {"test": metrics["test"], "seconds": metrics["seconds"]["train"]}}
+    for label, row in (rows | metrics["baselines"]).items():
+        values = [row["test"].get(name) for name in names]
+        shown = ["-" if value is None else f"{value:.4f}" for value in values]
+        table.add_row(label.replace("_", " "), *shown, f"{row['seconds']:.1f}")
+    print_table(table)
+
+
+class ProgressBar:
+    """Epoch, step, loss, rows per second and time left; a bar on a terminal, else a line now and then."""
+
+    def __init__(self, *, total_steps: int, first_step: int, is_main: bool):
+        self.total_steps = total_steps
+        self.is_main = is_main
+        self.last_line_s = 0.0
+        self.value_text = ""
+        self.bar: Progress | None = None
+        if is_main and sys.stdout.isatty():
+            self.bar = Progress(
+                TextColumn("epoch {task.fields[epoch]:.1f}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[value]}  {task.fields[speed]:,.0f} rows/s"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                transient=True,
+            )
+            self.task = self.bar.add_task(
+                "train", total=total_steps, completed=first_step, epoch=0, loss=0, value="", speed=0
+            )
+            self.bar.start()
+
+    def show(self, record: Mapping[str, Any], *, metric: str = "") -> None:
+        """Take in one line of metrics.jsonl."""
+        if not self.is_main:
+            return
+        if record["split"] == "val":
+            self.value_text = f"val {metric} {record[metric]:.4f}"
+        if self.bar is not None:
+            fields = {"epoch": record["epoch"], "value": self.value_text}
+            if record["split"] == "train":
+                fields |= {"loss": record["loss"], "speed": record["rows_per_s"]}
+            self.bar.update(self.task, completed=record["step"], **fields)
+        elif record["split"] == "train" and time.monotonic() - self.last_line_s >= LINE_EVERY_S:
+            self.last_line_s = time.monotonic()
+            logger.info(
+                "step %d/%d  epoch %.1f  loss %.4f  %s  %s rows/s",
+                record["step"],
+                self.total_steps,
+                record["epoch"],
+                record["loss"],
+                self.value_text,
+                f"{record['rows_per_s']:,.0f}",
+            )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
