@@ -1,0 +1,168 @@
+"""Metrics of whole splits, computed once from gathered predictions with scikit-learn.
+
+Conventions: B rows, C classes. `y` holds class codes (B,) or values in the target's own unit (B,);
+`prediction` holds the positive class's probability (B,), every class's probability (B, C), or
+values (B,). A metric that is not defined for the rows at hand is NaN.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from sklearn import metrics as sk
+
+from nn_train.errors import ConfigError
+from nn_train.schema import Task
+
+NAN = float("nan")
+LOWER_IS_BETTER = frozenset(
+    {"log_loss", "brier_score", "expected_calibration_error", "rmse", "mae", "median_absolute_error", "mape"}
+)
+NUM_CALIBRATION_BINS = 15
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+
+def ks_statistic(y: np.ndarray, p: np.ndarray) -> float:
+    """Largest distance between the score distributions of the two classes (Kolmogorov-Smirnov)."""
+    false_rate, true_rate, _ = sk.roc_curve(y, p)
+    return float(np.max(true_rate - false_rate))
+
+
+def lift_at_10_percent(y: np.ndarray, p: np.ndarray) -> float:
+    """Share of positives among the tenth of the rows with the highest scores, over their share among all.
+
+    Rows whose score ties with the last of that tenth count in proportion.
+    """
+    num_chosen = max(round(0.1 * len(y)), 1)
+    cutoff = np.partition(p, -num_chosen)[-num_chosen]
+    above, tied = p > cutoff, p == cutoff
+    positives = y[above].sum() + y[tied].mean() * (num_chosen - above.sum())
+    return float(positives / num_chosen / y.mean())
+
+
+def expected_calibration_error(hit: np.ndarray, confidence: np.ndarray) -> float:
+    """Mean distance between confidence and frequency over equal-width bins, weighted by rows.
+
+    Source: Guo et al. 2017, with 15 bins.
+    """
+    bins = np.minimum((confidence * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)
+    gap = np.bincount(bins, weights=hit - confidence, minlength=NUM_CALIBRATION_BINS)
+    return float(np.abs(gap).sum() / len(hit))
+
+
+def _both_classes(y: np.ndarray) -> bool:
+    return 0 < y.sum() < len(y)
+
+
+def _log_loss(y: np.ndarray, p: np.ndarray) -> float:
+    return float(sk.log_loss(y, p, labels=np.arange(p.shape[1] if p.ndim == 2 else 2)))
+
+
+def _one_vs_rest_auc(y: np.ndarray, p: np.ndarray) -> float:
+    """Mean over the classes that occur and do not fill the split."""
+    parts = [sk.roc_auc_score(y == c, p[:, c]) for c in range(p.shape[1]) if _both_classes(y == c)]
+    return float(np.mean(parts)) if parts else NAN
+
+
+def _top_2_accuracy(y: np.ndarray, p: np.ndarray) -> float:
+    order = np.argsort(-p, axis=1, kind="stable")[:, :2]
+    return float((order == y[:, None]).any(axis=1).mean())
+
+
+def _pearson_r(y: np.ndarray, prediction: np.ndarray) -> float:
+    return float(np.corrcoef(y, prediction)[0, 1]) if np.ptp(y) > 0 and np.ptp(prediction) > 0 else NAN
+
+
+# From a probability alone.
+SCORE_METRICS: dict[str, Metric] = {
+    "roc_auc": lambda y, p: float(sk.roc_auc_score(y, p)) if _both_classes(y) else NAN,
+    "average_precision": lambda y, p: float(sk.average_precision_score(y, p)) if y.any() else NAN,
+    "log_loss": _log_loss,
+    "brier_score": lambda y, p: float(np.mean((p - y) ** 2)),
+    "expected_calibration_error": expected_calibration_error,
+    "ks_statistic": lambda y, p: ks_statistic(y, p) if _both_classes(y) else NAN,
+    "lift_at_10_percent": lambda y, p: lift_at_10_percent(y, p) if y.any() else NAN,
+}
+# From a decision; under a binary task at a threshold.
+DECISION_METRICS: dict[str, Metric] = {
+    "accuracy": lambda y, d: float(sk.accuracy_score(y, d)),
+    "balanced_accuracy": lambda y, d: float(sk.balanced_accuracy_score(y, d)) if len(np.unique(y)) > 1 else NAN,
+    "f1": lambda y, d: float(sk.f1_score(y, d, zero_division=0)),
+    "precision": lambda y, d: float(sk.precision_score(y, d, zero_division=0)),
+    "recall": lambda y, d: float(sk.recall_score(y, d, zero_division=0)),
+    "matthews_corrcoef": lambda y, d: float(sk.matthews_corrcoef(y, d)),
+}
+MULTICLASS_METRICS: dict[str, Metric] = {
+    "accuracy": lambda y, p: float(sk.accuracy_score(y, p.argmax(1))),
+    "balanced_accuracy": lambda y, p: DECISION_METRICS["balanced_accuracy"](y, p.argmax(1)),
+    "f1_macro": lambda y, p: float(sk.f1_score(y, p.argmax(1), average="macro", zero_division=0)),
+    "f1_weighted": lambda y, p: float(sk.f1_score(y, p.argmax(1), average="weighted", zero_division=0)),
+    "log_loss": _log_loss,
+    "matthews_corrcoef": lambda y, p: float(sk.matthews_corrcoef(y, p.argmax(1))),
+    "roc_auc": _one_vs_rest_auc,
+    "top_2_accuracy": _top_2_accuracy,
+    "expected_calibration_error": lambda y, p: expected_calibration_error((p.argmax(1) == y).astype(float), p.max(1)),
+}
+REGRESSION_METRICS: dict[str, Metric] = {
+    "rmse": lambda y, v: float(sk.root_mean_squared_error(y, v)),
+    "mae": lambda y, v: float(sk.mean_absolute_error(y, v)),
+    "median_absolute_error": lambda y, v: float(sk.median_absolute_error(y, v)),
+    "r2": lambda y, v: float(sk.r2_score(y, v)) if len(y) > 1 and np.ptp(y) > 0 else NAN,
+    "pearson_r": _pearson_r,
+    "mape": lambda y, v: float(np.mean(np.abs((y - v) / y))) if (y > 0).all() else NAN,
+}
+BY_TASK: dict[Task, dict[str, Metric]] = {
+    "binary": SCORE_METRICS | DECISION_METRICS,
+    "multiclass": MULTICLASS_METRICS,
+    "regression": REGRESSION_METRICS,
+}
+
+
+def selection_metric(name: str, task: Task) -> str:
+    """The metric that chooses the best weights; `auto` is log-loss, or RMSE for numbers.
+
+    Raises:
+        ConfigError: the metric is not one of this task.
+    """
+    if name == "auto":
+        return "rmse" if task == "regression" else "log_loss"
+    name = "f1_macro" if (name, task) == ("f1", "multiclass") else name
+    if name not in BY_TASK[task]:
+        raise ConfigError(
+            f"train.selection_metric={name} is not a metric of a {task} task",
+            fix=f"one of {', '.join(BY_TASK[task])}",
+        )
+    return name
+
+
+def is_better(name: str, value: float, best: float) -> bool:
+    """Is `value` better than `best`? NaN never is, and is beaten by any number."""
+    if np.isnan(value):
+        return False
+    return bool(np.isnan(best)) or (value < best if name in LOWER_IS_BETTER else value > best)
+
+
+def metric_value(name: str, y: np.ndarray, prediction: np.ndarray, *, task: Task) -> float:
+    """One metric of a split; decisions of a binary task are taken at a half."""
+    is_decision = task == "binary" and name in DECISION_METRICS
+    return _quiet(BY_TASK[task][name], y, (prediction >= 0.5).astype(int) if is_decision else prediction)
+
+
+def compute_metrics(y: np.ndarray, prediction: np.ndarray, *, task: Task, threshold: float = 0.5) -> dict[str, float]:
+    """Every metric of the task. A binary task's decisions are at `threshold`, and at a half as `..._at_half`."""
+    if task != "binary":
+        return {name: _quiet(metric, y, prediction) for name, metric in BY_TASK[task].items()}
+    values = {name: _quiet(metric, y, prediction) for name, metric in SCORE_METRICS.items()}
+    for suffix, cut in (("", threshold), ("_at_half", 0.5)):
+        decision = (prediction >= cut).astype(int)
+        values |= {f"{name}{suffix}": _quiet(metric, y, decision) for name, metric in DECISION_METRICS.items()}
+    return values
+
+
+def _quiet(metric: Metric, y: np.ndarray, prediction: np.ndarray) -> float:
+    """A metric without scikit-learn's remarks on classes that a split or a prediction lacks."""
+    if not np.isfinite(prediction).all():
+        return NAN
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return metric(y, prediction)
