@@ -163,7 +163,9 @@ def _refuse_unknown(values: dict[str, Any], where: str) -> None:
     problems = []
     for section, settings in values.items():
         if section not in SECTIONS:
-            problems.append(f"unknown section '{section}'; {_suggest_key(str(section))}")
+            near = difflib.get_close_matches(str(section), SECTIONS, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else _suggest_key(str(section))
+            problems.append(f"unknown section '{section}'; {hint}")
         elif settings is None:
             values[section] = {}
         elif not isinstance(settings, dict):

@@ -20,11 +20,14 @@ from nn_train.settings import EvaluationConfig
 
 
 @torch.no_grad()
-def predict_logits(model: nn.Module, rows: ResidentRows, *, runtime: Runtime, block_rows: int) -> Tensor:
+def predict_logits(
+    network: nn.Module, rows: ResidentRows, *, num_outputs: int, runtime: Runtime, block_rows: int
+) -> Tensor:
     """Logits of all rows in their order, (R, D) float32 on every process; a collective.
 
     Rows are cut into blocks of `block_rows` whatever the number of processes, and whole blocks are
-    dealt to processes: the same block gives the same bits wherever it is computed.
+    dealt to processes: the same block gives the same bits wherever it is computed. `network` is the
+    bare one: DDP's forward may hold a collective, and processes have different numbers of blocks.
 
     Raises:
         AssertionError: the processes together did not return each row once.
@@ -33,18 +36,15 @@ def predict_logits(model: nn.Module, rows: ResidentRows, *, runtime: Runtime, bl
     blocks = [(start, min(start + block_rows, num_rows)) for start in range(0, num_rows, block_rows)]
     shares = [blocks[first:last] for first, last in cut(len(blocks), runtime.num_processes)]
     counts = [sum(stop - start for start, stop in share) for share in shares]
-    parts = []
+    parts = [torch.zeros((0, num_outputs), device=runtime.device)]
     for start, stop in shares[runtime.rank]:
         batch = rows.slice(start, stop)
-        parts.append(model(batch.x_num, batch.x_cat).float())
-    if runtime.num_processes == 1:
-        logits = torch.cat(parts)
-    else:
-        width = int(runtime.sum(torch.tensor([parts[0].shape[1] if runtime.is_main else 0], device=runtime.device))[0])
-        padded = torch.zeros((max(counts), width), device=runtime.device)
-        if parts:
-            padded[: counts[runtime.rank]] = torch.cat(parts)
-        gathered = runtime.accelerator.gather(padded).view(runtime.num_processes, max(counts), width)
+        parts.append(network(batch.x_num, batch.x_cat).float())
+    logits = torch.cat(parts)
+    if runtime.num_processes > 1:
+        padded = torch.zeros((max(counts), num_outputs), device=runtime.device)
+        padded[: len(logits)] = logits
+        gathered = runtime.accelerator.gather(padded).view(runtime.num_processes, max(counts), num_outputs)
         logits = torch.cat([gathered[rank, :count] for rank, count in enumerate(counts)])
     assert len(logits) == num_rows, f"evaluated {len(logits)} of {num_rows} rows"
     return logits

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
 from nn_train.errors import ConfigError, UserError, WorldError, error_from_os
 from nn_train.settings import TrainConfig
@@ -100,6 +100,8 @@ def start_runtime(config: TrainConfig, *, log_with: str | None = None) -> Runtim
         cpu=wants_cpu or not has_accelerator,  # without it, gloo processes would each be a world of one
         mixed_precision=config.mixed_precision,
         log_with=log_with,
+        # the networks' buffers are constants: sending them round before every forward would be for nothing
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     check_world(accelerator.num_processes)
     return Runtime(accelerator)

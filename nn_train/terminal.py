@@ -50,16 +50,16 @@ def print_schema(schema: TableSchema) -> None:
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Show the network's test metrics beside those of the baselines."""
-    names = HEADLINES[metrics["task"]]
+    network = {"test": metrics["test"], "seconds": metrics["seconds"]["train"]}
+    models = {f"network ({metrics['model']})": network} | metrics["baselines"]
     table = Table(title=f"test metrics ({metrics['rows']['test']} rows)", title_justify="left")
-    table.add_column("model")
-    for name in (*names, "seconds"):
-        table.add_column(name, justify="right")
-    rows = {f"network ({metrics['model']})": {"test": metrics["test"], "seconds": metrics["seconds"]["train"]}}
-    for label, row in (rows | metrics["baselines"]).items():
-        values = [row["test"].get(name) for name in names]
-        shown = ["-" if value is None else f"{value:.4f}" for value in values]
-        table.add_row(label.replace("_", " "), *shown, f"{row['seconds']:.1f}")
+    table.add_column("")
+    for label in models:
+        table.add_column(label.replace("_", " "), justify="right")
+    for name in HEADLINES[metrics["task"]]:
+        values = [model["test"].get(name) for model in models.values()]
+        table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
+    table.add_row("seconds", *(f"{model['seconds']:.1f}" for model in models.values()))
     print_table(table)
 
 

@@ -1,6 +1,7 @@
 """The training stage: network, optimizer and data put together, resumed and saved."""
 
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,10 @@ class Training:
         """Train until the end or a stop request; True if training is finished."""
         accelerator = self.runtime.accelerator
         forward: nn.Module = torch.compile(self.network) if self.config.train.compile else self.network  # type: ignore[assignment]
-        self.model, self.optimizer = accelerator.prepare(forward, build_optimizer(self.network, self.config.optim))
+        with warnings.catch_warnings():
+            # torch 2.13 renames DDP's broadcast_buffers, which Accelerate knows under that name
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            self.model, self.optimizer = accelerator.prepare(forward, build_optimizer(self.network, self.config.optim))
         if self._resumed is not None:
             self._restore_optimizer(self._resumed)
         trainer = Trainer(
@@ -164,12 +168,18 @@ class Training:
 
     def logits(self, rows: ResidentRows) -> Tensor:
         """Logits of all rows under the current weights, (R, D); a collective."""
-        return predict_logits(self.model, rows, runtime=self.runtime, block_rows=self.config.train.eval_batch_size)
+        return predict_logits(
+            self.network,
+            rows,
+            num_outputs=self.data.preprocessor.target.num_outputs,
+            runtime=self.runtime,
+            block_rows=self.config.train.eval_batch_size,
+        )
 
     def load_best(self) -> None:
         """Put the best weights into the network."""
         self.network.load_state_dict(self.best)
-        self.model.eval()
+        self.network.eval()
 
     def _save(self, folder: Path, state: TrainState) -> None:
         """Write a checkpoint on the main process; a failure there is raised on every process."""

@@ -28,7 +28,7 @@ def write(tmp_path: Path, text: str) -> Path:
     ("words", "message"),
     [
         (["train.global_batchsize=3"], "did you mean 'train.global_batch_size'"),
-        (["trian.max_epochs=3"], "unknown section 'trian'; did you mean 'train.max_epochs'"),
+        (["trian.max_epochs=3"], "unknown section 'trian'; did you mean 'train'"),
         (["global_batch_size=3"], "did you mean 'train.global_batch_size'"),
         (["peak_lr"], "is not section.key=value"),
         (["train.max_epochs=abc"], "train.max_epochs='abc'"),
