@@ -22,16 +22,17 @@ from nn_train.preparation import PreparedData, prepare_data
 from nn_train.report import write_report
 from nn_train.run_folder import (
     clear,
+    holds_run,
     own,
+    read_config,
     read_json,
-    read_previous,
     refuse_other_run,
     start_folder,
     write_file,
     write_json,
     write_status,
 )
-from nn_train.runtime import StopSignal, start_runtime
+from nn_train.runtime import StopSignal, set_up_logging, start_runtime
 from nn_train.schema import SPLITS
 from nn_train.settings import Config
 from nn_train.terminal import ProgressBar, print_metrics, print_schema
@@ -50,6 +51,7 @@ class Engine:
     """
 
     def __init__(self, config: Config, *, debug: bool = False):
+        set_up_logging()
         self.config = config
         self.debug = debug
         self.run_dir = config.run_dir
@@ -82,19 +84,23 @@ class Engine:
         for warning in self.data.info["warnings"]:
             logger.warning("warning: %s", warning)
         logger.info("rows: %s%s", _counts(self.data.info["rows"]), " (found packed)" if self.data.was_cached else "")
-        self.is_finished = self.runtime.broadcast(self.runtime.on_main(self._claim_folder) or False)
+        try:
+            self.is_finished = self.runtime.broadcast(self.runtime.on_main(self._claim_folder) or False)
+        except BaseException:
+            self.close()
+            raise
         self.seconds["prepare"] = time.monotonic() - started_s
         return self.data
 
     def _claim_folder(self) -> bool:
         """Open the run folder for this run, alone; True if the run in it is finished already."""
         config, run_dir = self.config, self.run_dir
-        previous = read_previous(run_dir)
-        if previous is not None and config.checkpoint.resume == "never":
-            previous = None
+        is_new = not holds_run(run_dir)
+        if not is_new and config.checkpoint.resume == "never":
             self._own(run_dir)
             clear(run_dir)
-        if previous is None:
+            is_new = True
+        if is_new:
             environment = describe_environment(
                 num_processes=self.runtime.num_processes, device=str(self.runtime.device)
             )
@@ -102,15 +108,19 @@ class Engine:
             start_folder(run_dir, config, files=[*files, ("git.diff", git_diff().encode())])
             self._own(run_dir)
             return False
+        previous = read_config(run_dir)
         refuse_other_run(run_dir, previous, config, fingerprint=self.data.info["fingerprint"])
         self._own(run_dir)
-        status_file = run_dir / "status.json"
-        is_done = status_file.exists() and read_json(status_file)["state"] == "done"
         limits = [(c.train.max_epochs, c.train.max_steps, c.train.max_time) for c in (previous, config)]
-        if is_done and limits[0] == limits[1]:
+        if limits[0] == limits[1] and self._is_done():
             return True
         start_folder(run_dir, config, files=[])
         return False
+
+    def _is_done(self) -> bool:
+        status = self.run_dir / "status.json"
+        has_report = (self.run_dir / "report.html").exists() and (self.run_dir / "metrics.json").exists()
+        return has_report and status.exists() and read_json(status)["state"] == "done"
 
     def _own(self, run_dir: Path) -> None:
         if not self._is_claimed:
@@ -266,14 +276,14 @@ class Engine:
             frame = prediction_frame(arrays[split][0], self.data.truth(split), fitted, decision)
             write_predictions(self.run_dir / name, frame)
         write_json(self.run_dir / "metrics.json", self.metrics)
+        state = self.training.state
+        write_status(self.run_dir, "done", reason=state.finished, step=state.step)
 
     def report(self) -> Path:
         """Draw the plots and the page from the run folder alone; the path of the page."""
         page = self.run_dir / "report.html"
         if self.runtime.is_main and not self.is_finished:
             with self._failure_noted():
-                state = self.training.state
-                write_status(self.run_dir, "done", reason=state.finished, step=state.step)
                 write_report(self.run_dir, dpi=self.config.report.dpi)
                 self._tracker.log_report(self.run_dir, _flat_metrics(self.metrics))
                 self._tracker.close()
@@ -281,8 +291,13 @@ class Engine:
             print_metrics(read_json(self.run_dir / "metrics.json"))
             logger.info("run folder: %s", self.run_dir)
             logger.info("report:     %s", page)
-        self._stack.close()
+        self.close()
         return page
+
+    def close(self) -> None:
+        """Let go of the run folder, where stages were called one by one and `report` was not the last."""
+        self._stack.close()
+        self._is_claimed = False
 
     @contextmanager
     def _failure_noted(self) -> Iterator[None]:
@@ -296,7 +311,7 @@ class Engine:
             if self.runtime.is_main:
                 with suppress(OSError):
                     write_status(self.run_dir, "failed", reason=reason, step=self.training.state.step)
-            self._stack.close()
+            self.close()
             raise
 
 

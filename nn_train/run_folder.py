@@ -109,8 +109,8 @@ def own(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def read_previous(run_dir: Path) -> Config | None:
-    """The config of the run that lives in the folder; None if nothing lives there.
+def holds_run(run_dir: Path) -> bool:
+    """Does a run live in the folder? False if there is nothing in it.
 
     Raises:
         RunFolderError: the folder holds something that is not a run.
@@ -118,16 +118,25 @@ def read_previous(run_dir: Path) -> Config | None:
     if run_dir.exists() and not run_dir.is_dir():
         raise RunFolderError("the run folder is a file", where=str(run_dir), fix="run.dir=FOLDER")
     if not run_dir.exists() or not any(path.name != LOCK_FILE for path in run_dir.iterdir()):
-        return None
+        return False
     if not (run_dir / "config.yaml").exists():
         raise RunFolderError(
             "the folder is not empty and holds no run", where=str(run_dir), fix="run.dir=NEW, or empty the folder"
         )
+    return True
+
+
+def read_config(run_dir: Path) -> Config:
+    """The config of the run that lives in the folder.
+
+    Raises:
+        RunFolderError: the config is damaged, or of another version of this program.
+    """
     try:
         return load_config(run_dir / "config.yaml")
     except ConfigError as error:
         raise RunFolderError(
-            f"the run in this folder has a config of another version: {error.what}",
+            f"the run in this folder has a config that this version cannot read: {error.what}",
             where=str(run_dir),
             fix="run.dir=NEW, or checkpoint.resume=never to replace that run",
         ) from None

@@ -93,7 +93,6 @@ def start_runtime(config: TrainConfig, *, log_with: str | None = None) -> Runtim
     if config.mixed_precision == "fp16" and (wants_cpu or not has_accelerator):
         raise ConfigError("train.mixed_precision=fp16 needs a GPU", fix="train.mixed_precision=bf16 or no")
     check_devices(wants_cpu=wants_cpu)
-    torch.set_num_threads(config.cpu_threads)
     AcceleratorState._reset_state()  # a second run in one Python process may want another precision
     GradientState._reset_state()
     accelerator = Accelerator(
@@ -103,6 +102,7 @@ def start_runtime(config: TrainConfig, *, log_with: str | None = None) -> Runtim
         # the networks' buffers are constants: sending them round before every forward would be for nothing
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    torch.set_num_threads(config.cpu_threads)  # after Accelerate, which sets a number of its own
     check_world(accelerator.num_processes)
     return Runtime(accelerator)
 
@@ -171,12 +171,23 @@ class StopSignal:
         self.name = signal.Signals(number).name
 
 
+class _ShowHandler(logging.Handler):
+    """Writes to what standard output is at that moment: a notebook and a test put another in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the line."""
+        print(self.format(record), file=sys.stdout, flush=True)  # noqa: T201
+
+
 def set_up_logging() -> None:
-    """Plain lines of the main process on standard output; other processes only warn of errors."""
+    """Plain lines of the main process on standard output, unless the caller has set up "nn_train" already.
+
+    Other processes only show errors.
+    """
+    if logger.handlers:
+        return
     is_main = os.environ.get("RANK", "0") == "0"
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers[:] = [handler]
+    logger.addHandler(_ShowHandler())
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     logger.propagate = False
 

@@ -78,9 +78,8 @@ def _load(options: argparse.Namespace) -> Config:
 
 def _train(config: Config, *, debug: bool) -> int:
     from nn_train.engine import Engine
-    from nn_train.runtime import leave_world, set_up_logging
+    from nn_train.runtime import leave_world
 
-    set_up_logging()
     try:
         Engine(config, debug=debug).run()
     except Stopped as stopped:

@@ -1,0 +1,149 @@
+"""The same training on 1, 2 and 4 real processes over gloo: losses, weights, rows, resumes."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import ROOT, SMALL, make_table
+
+WORLDS = (1, 2, 4)
+FAST = ("data.target=y", "train.global_batch_size=96", "model.dropout=0", "train.max_steps=300", "train.eval_every=50",
+        "tracking.log_every_steps=1", "checkpoint.every_time=no")  # fmt: skip
+EXACT = ("data.target=y", "train.gradient_reduction=exact", "train.global_batch_size=96", "model.dropout=0.3",
+         "train.max_steps=60", "train.eval_every=10", "tracking.log_every_steps=1")  # fmt: skip
+UNEVEN = ("data.target=y", "train.max_steps=4", "train.global_batch_size=7", "train.eval_batch_size=5")
+
+
+def run_world(processes: int, runs: list[list[str]], folder: Path) -> None:
+    """Start the runs one after another in one world of `processes`."""
+    plan = folder / f"plan-{processes}.json"
+    plan.write_text(json.dumps(runs))
+    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *agent, str(ROOT / "tests" / "run_engines.py"), str(plan)]
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every run on every world; `NAME-WORLD` is a run folder."""
+    folder = tmp_path_factory.mktemp("worlds")
+    tables = {}
+    for name, task, num_rows in (
+        ("table", "binary", 1501),
+        ("few", "binary", 41),
+        ("classes", "multiclass", 301),
+        ("values", "regression", 301),
+    ):
+        tables[name] = f"data.path={folder / name}.csv"
+        make_table(num_rows, task=task).to_csv(folder / f"{name}.csv", index=False)
+    few = ("split.val=0.05", "split.test=0.05")
+    runs = {
+        "fast": [tables["table"], *FAST],
+        "accumulated": [tables["table"], *FAST, "train.micro_batch_size=7", "train.max_steps=50"],
+        "exact": [tables["table"], *EXACT],
+        "few": [tables["few"], *UNEVEN, *few],
+        "few_accumulated": [tables["few"], *UNEVEN, *few, "train.micro_batch_size=1"],
+        "few_exact": [tables["few"], *UNEVEN, *few, "train.gradient_reduction=exact"],
+        "classes": [tables["classes"], *UNEVEN],
+        "values": [tables["values"], *UNEVEN],
+    }
+    # one run that changes its number of processes at steps 20 and 40, and one checkpoint that two worlds go on from
+    chain = [tables["table"], *EXACT, f"run.dir={folder / 'chain'}"]
+    fork = [tables["table"], *FAST]
+    extra = {
+        2: [[*chain, "train.max_steps=20"], [*fork, "train.max_steps=50", f"run.dir={folder / 'fork-1'}"]],
+        4: [[*chain, "train.max_steps=40"], [*fork, "train.max_steps=100", f"run.dir={folder / 'fork-4'}"]],
+        1: [[*chain, "train.max_steps=60"], [*fork, "train.max_steps=100", f"run.dir={folder / 'fork-1'}"]],
+    }
+    for processes in (2, 4, 1):
+        own = [[*words, f"run.dir={folder / f'{name}-{processes}'}"] for name, words in runs.items()]
+        run_world(processes, [[*SMALL, *words] for words in own + extra[processes]], folder)
+        if processes == 2:
+            shutil.copytree(folder / "fork-1", folder / "fork-4")
+    return folder
+
+
+def read_losses(run: Path, split: str = "train") -> np.ndarray:
+    """Losses by step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return np.array([line["loss"] for line in lines if line["split"] == split])
+
+
+def digest(run: Path, name: str = "model.safetensors") -> str:
+    """SHA-256 of a file of the run."""
+    return hashlib.sha256((run / name).read_bytes()).hexdigest()
+
+
+def last_weights(run: Path) -> str:
+    """SHA-256 of the weights after the last step, which may not be the best ones."""
+    return digest(sorted((run / "checkpoints").glob("step-*"))[-1])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_fast_losses_agree_over_300_steps(folder: Path, processes: int) -> None:
+    alone, together = read_losses(folder / "fast-1"), read_losses(folder / f"fast-{processes}")
+    assert len(alone) == len(together) == 300
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    np.testing.assert_allclose(
+        read_losses(folder / f"fast-{processes}", "val"), read_losses(folder / "fast-1", "val"), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("processes", WORLDS)
+def test_accumulation_changes_no_loss(folder: Path, processes: int) -> None:
+    np.testing.assert_allclose(
+        read_losses(folder / f"accumulated-{processes}"), read_losses(folder / "fast-1")[:50], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_exact_weights_are_bit_identical(folder: Path, processes: int) -> None:
+    for run in ("exact", "few_exact"):
+        alone, together = folder / f"{run}-1", folder / f"{run}-{processes}"
+        assert digest(alone) == digest(together)
+        assert last_weights(alone) == last_weights(together)
+        assert read_losses(alone).tolist() == read_losses(together).tolist()
+        assert read_losses(alone, "val").tolist() == read_losses(together, "val").tolist()
+
+
+def test_exact_weights_are_bit_identical_through_changes_of_the_world(folder: Path) -> None:
+    assert digest(folder / "chain") == digest(folder / "exact-1")
+    assert last_weights(folder / "chain") == last_weights(folder / "exact-1")
+    assert read_losses(folder / "chain").tolist() == read_losses(folder / "exact-1").tolist()
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_a_checkpoint_of_two_processes_goes_on_elsewhere(folder: Path, processes: int) -> None:
+    losses = read_losses(folder / f"fork-{processes}")
+    assert len(losses) == 100
+    np.testing.assert_allclose(losses, read_losses(folder / "fast-1")[:100], rtol=1e-5)
+
+
+@pytest.mark.parametrize("run", ["fast", "exact", "few", "few_accumulated", "few_exact", "classes", "values"])
+def test_every_row_is_evaluated_once_on_any_number_of_processes(folder: Path, run: str) -> None:
+    for name in ("predictions.parquet", "predictions_val.parquet"):
+        frames = [pd.read_parquet(folder / f"{run}-{processes}" / name) for processes in WORLDS]
+        split = "test" if name == "predictions.parquet" else "val"
+        with np.load(folder / f"{run}-1" / "splits.npz") as splits:
+            expected = splits[split]
+        for frame in frames:
+            assert frame["row"].tolist() == expected.tolist()
+    assert (len(expected) < max(WORLDS)) == run.startswith("few")
+
+
+def test_metrics_are_computed_from_all_rows(folder: Path) -> None:
+    for run in ("exact", "few_exact"):
+        values = [json.loads((folder / f"{run}-{n}" / "metrics.json").read_text()) for n in WORLDS]
+        assert [value["processes"] for value in values] == list(WORLDS)
+        assert values[0]["test"] == values[1]["test"] == values[2]["test"]
+        assert values[0]["val"] == values[1]["val"] == values[2]["val"]
