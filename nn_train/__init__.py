@@ -4,7 +4,11 @@ from nn_train import Engine, load_config
 metrics = Engine(load_config("configs/telco.yaml")).run()
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nn_train.config import load_config
+    from nn_train.engine import Engine
 
 __all__ = ["Engine", "load_config"]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix, hstack
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
@@ -36,9 +37,12 @@ class BaselineRows:
     x_cat: np.ndarray
     y: np.ndarray
 
-    def head(self, num_rows: int) -> "BaselineRows":
-        """The first rows."""
-        return BaselineRows(x_num=self.x_num[:num_rows], x_cat=self.x_cat[:num_rows], y=self.y[:num_rows])
+    def sample(self, most_rows: int, *, seed: int) -> "BaselineRows":
+        """All rows, or that many at random: the first ones of a sorted table may be of one class."""
+        if len(self.y) <= most_rows:
+            return self
+        chosen = np.sort(np.random.default_rng(seed).choice(len(self.y), most_rows, replace=False))
+        return BaselineRows(x_num=self.x_num[chosen], x_cat=self.x_cat[chosen], y=self.y[chosen])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,7 @@ def fit_baselines(
     results = {}
     fits: dict[str, Callable[[], Predict]] = {
         "mean" if task == "regression" else "majority": lambda: _fit_dummy(data, task, num_classes),
-        "linear": lambda: _fit_linear(data, task, num_classes),
+        "linear": lambda: _fit_linear(data, task, num_classes, seed),
         "hist_gradient_boosting": lambda: _fit_boosting(data, task, num_classes, seed),
     }
     for name, fit in fits.items():
@@ -98,17 +102,16 @@ def _fit_dummy(data: BaselineData, task: Task, num_classes: int) -> Predict:
     return lambda rows: _class_probabilities(prior, rows.x_cat, task, num_classes)
 
 
-def _fit_linear(data: BaselineData, task: Task, num_classes: int) -> Predict:
-    train = data.train.head(MOST_ROWS_LINEAR)
+def _fit_linear(data: BaselineData, task: Task, num_classes: int, seed: int) -> Predict:
+    train = data.train.sample(MOST_ROWS_LINEAR, seed=seed)
     one_hot = OneHotEncoder(categories=[np.arange(cardinality) for cardinality in data.cardinalities], dtype=np.float32)
     has_categories = bool(data.cardinalities)
     if has_categories:
         one_hot.fit(train.x_cat)
-    fill = np.nan_to_num(np.nanmean(train.x_num, axis=0)) if train.x_num.size else np.zeros(train.x_num.shape[1])
+    num_present = np.maximum(np.sum(~np.isnan(train.x_num), axis=0), 1)
+    fill = np.nansum(train.x_num, axis=0, dtype=np.float64) / num_present
 
     def features(rows: BaselineRows) -> Any:
-        from scipy.sparse import csr_matrix, hstack
-
         numbers = np.where(np.isnan(rows.x_num), fill, rows.x_num).astype(np.float32)
         parts = [csr_matrix(numbers)] + ([one_hot.transform(rows.x_cat)] if has_categories else [])
         return hstack(parts, format="csr")
@@ -122,10 +125,10 @@ def _fit_linear(data: BaselineData, task: Task, num_classes: int) -> Predict:
 
 
 def _fit_boosting(data: BaselineData, task: Task, num_classes: int, seed: int) -> Predict:
-    is_category = [False] * data.train.x_num.shape[1] + [c <= MOST_LEVELS_HIST for c in data.cardinalities]
+    is_category = [False] * data.train.x_num.shape[1] + [True] * len(data.cardinalities)
 
     def features(rows: BaselineRows) -> np.ndarray:
-        return np.concatenate([rows.x_num, rows.x_cat.astype(np.float32)], axis=1)
+        return np.concatenate([rows.x_num, np.where(rows.x_cat < MOST_LEVELS_HIST, rows.x_cat, 0)], axis=1, dtype=np.float32)
 
     options = {
         "learning_rate": 0.05,

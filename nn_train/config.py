@@ -141,7 +141,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _resolve_inputs(values: dict[str, Any], folder: Path) -> None:
     for section, key in INPUT_PATHS:
         settings = values.get(section)
-        path = settings.get(key) if isinstance(settings, dict) else None
+        if not isinstance(settings, dict):
+            continue
+        path = settings.get(key)
         if isinstance(path, str) and path:
             here, there = folder / Path(path).expanduser(), Path.cwd() / Path(path).expanduser()
             found = here if glob.glob(str(here)) or not glob.glob(str(there)) else there

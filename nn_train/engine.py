@@ -33,13 +33,15 @@ from nn_train.run_folder import (
     write_status,
 )
 from nn_train.runtime import StopSignal, set_up_logging, start_runtime
-from nn_train.schema import SPLITS
+from nn_train.schema import SPLITS, Split
 from nn_train.settings import Config
 from nn_train.terminal import ProgressBar, print_metrics, print_schema
 from nn_train.tracking import MetricsFile, NullTracker, WandbTracker, open_tracker
 from nn_train.training import Training, build_network
 
 logger = logging.getLogger("nn_train")
+JUDGED: tuple[Split, ...] = ("val", "test")
+PREDICTION_FILES: dict[Split, str] = {"val": "predictions_val.parquet", "test": "predictions.parquet"}
 
 
 class Engine:
@@ -212,16 +214,11 @@ class Engine:
         started_s = time.monotonic()
         with self._failure_noted():
             self.training.load_best()
-            arrays = {}
-            for split in ("val", "test"):
-                rows = self.data.rows(split, device=self.runtime.device)
-                arrays[split] = (
-                    self.training.logits(rows).cpu().numpy(),
-                    rows.y.cpu().numpy(),
-                )  # every rank: collective
+            arrays = {split: self._predict(split) for split in JUDGED}  # every rank: collective
             fitted = self.data.preprocessor
-            decision = choose_decision(*arrays["val"], fitted, self.config.evaluation)
-            metrics = {split: judge(*arrays[split], fitted, decision) for split in arrays}
+            logits, y = arrays["val"]
+            decision = choose_decision(logits, y, fitted, self.config.evaluation)
+            metrics = {split: judge(logits, y, fitted, decision) for split, (logits, y) in arrays.items()}
             self.metrics = {"task": fitted.target.task, **metrics}
             if self.runtime.is_main:
                 baselines = self._fit_baselines() if self.config.report.baselines else {}
@@ -229,6 +226,11 @@ class Engine:
                 self.metrics |= self._summary(decision) | {"baselines": baselines}
                 self._write_results(arrays, decision)
         return self.metrics
+
+    def _predict(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (R, D) and targets (R,) of a split; a collective."""
+        rows = self.data.rows(split, device=self.runtime.device)
+        return self.training.logits(rows).cpu().numpy(), rows.y.cpu().numpy()
 
     def _summary(self, decision: Decision) -> dict[str, Any]:
         state = self.training.state
@@ -268,13 +270,13 @@ class Engine:
         )
         return {name: {"test": r.test, "val": r.val, "seconds": r.seconds} for name, r in results.items()}
 
-    def _write_results(self, arrays: dict[str, tuple[np.ndarray, np.ndarray]], decision: Decision) -> None:
+    def _write_results(self, arrays: dict[Split, tuple[np.ndarray, np.ndarray]], decision: Decision) -> None:
         # rank 0 only: writes files
         fitted = self.data.preprocessor
         write_file(self.run_dir / "model.safetensors", save(self.training.best))
-        for split, name in (("test", "predictions.parquet"), ("val", "predictions_val.parquet")):
-            frame = prediction_frame(arrays[split][0], self.data.truth(split), fitted, decision)
-            write_predictions(self.run_dir / name, frame)
+        for split, (logits, _) in arrays.items():
+            frame = prediction_frame(logits, self.data.truth(split), fitted, decision)
+            write_predictions(self.run_dir / PREDICTION_FILES[split], frame)
         write_json(self.run_dir / "metrics.json", self.metrics)
         state = self.training.state
         write_status(self.run_dir, "done", reason=state.finished, step=state.step)
@@ -320,4 +322,4 @@ def _counts(rows: dict[str, int]) -> str:
 
 
 def _flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
-    return {f"{split}/{name}": value for split in ("val", "test") for name, value in metrics[split].items()}
+    return {f"{split}/{name}": value for split in JUDGED for name, value in metrics[split].items()}

@@ -23,7 +23,10 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 def ks_statistic(y: np.ndarray, p: np.ndarray) -> float:
-    """Largest distance between the score distributions of the two classes (Kolmogorov-Smirnov)."""
+    """Furthest that the positives' scores lie above the negatives': the one-sided Kolmogorov-Smirnov distance.
+
+    A ranking that is upside down gets 0, not 1.
+    """
     false_rate, true_rate, _ = sk.roc_curve(y, p)
     return float(np.max(true_rate - false_rate))
 
@@ -52,6 +55,15 @@ def expected_calibration_error(hit: np.ndarray, confidence: np.ndarray) -> float
 
 def _both_classes(y: np.ndarray) -> bool:
     return 0 < y.sum() < len(y)
+
+
+def _balanced_accuracy(y: np.ndarray, decision: np.ndarray) -> float:
+    return float(sk.balanced_accuracy_score(y, decision)) if np.ptp(y) > 0 else NAN
+
+
+def _matthews_corrcoef(y: np.ndarray, decision: np.ndarray) -> float:
+    """Decisions that are all the same count as 0, as usual; rows that are all of one class have no value."""
+    return float(sk.matthews_corrcoef(y, decision)) if np.ptp(y) > 0 else NAN
 
 
 def _log_loss(y: np.ndarray, p: np.ndarray) -> float:
@@ -86,19 +98,19 @@ SCORE_METRICS: dict[str, Metric] = {
 # From a decision; under a binary task at a threshold.
 DECISION_METRICS: dict[str, Metric] = {
     "accuracy": lambda y, d: float(sk.accuracy_score(y, d)),
-    "balanced_accuracy": lambda y, d: float(sk.balanced_accuracy_score(y, d)) if len(np.unique(y)) > 1 else NAN,
-    "f1": lambda y, d: float(sk.f1_score(y, d, zero_division=0)),
-    "precision": lambda y, d: float(sk.precision_score(y, d, zero_division=0)),
-    "recall": lambda y, d: float(sk.recall_score(y, d, zero_division=0)),
-    "matthews_corrcoef": lambda y, d: float(sk.matthews_corrcoef(y, d)),
+    "balanced_accuracy": _balanced_accuracy,
+    "f1": lambda y, d: float(sk.f1_score(y, d, zero_division=NAN)),
+    "precision": lambda y, d: float(sk.precision_score(y, d, zero_division=NAN)),
+    "recall": lambda y, d: float(sk.recall_score(y, d, zero_division=NAN)),
+    "matthews_corrcoef": _matthews_corrcoef,
 }
 MULTICLASS_METRICS: dict[str, Metric] = {
     "accuracy": lambda y, p: float(sk.accuracy_score(y, p.argmax(1))),
-    "balanced_accuracy": lambda y, p: DECISION_METRICS["balanced_accuracy"](y, p.argmax(1)),
+    "balanced_accuracy": lambda y, p: _balanced_accuracy(y, p.argmax(1)),
     "f1_macro": lambda y, p: float(sk.f1_score(y, p.argmax(1), average="macro", zero_division=0)),
     "f1_weighted": lambda y, p: float(sk.f1_score(y, p.argmax(1), average="weighted", zero_division=0)),
     "log_loss": _log_loss,
-    "matthews_corrcoef": lambda y, p: float(sk.matthews_corrcoef(y, p.argmax(1))),
+    "matthews_corrcoef": lambda y, p: _matthews_corrcoef(y, p.argmax(1)),
     "roc_auc": _one_vs_rest_auc,
     "top_2_accuracy": _top_2_accuracy,
     "expected_calibration_error": lambda y, p: expected_calibration_error((p.argmax(1) == y).astype(float), p.max(1)),
@@ -144,25 +156,28 @@ def is_better(name: str, value: float, best: float) -> bool:
 
 def metric_value(name: str, y: np.ndarray, prediction: np.ndarray, *, task: Task) -> float:
     """One metric of a split; decisions of a binary task are taken at a half."""
-    is_decision = task == "binary" and name in DECISION_METRICS
-    return _quiet(BY_TASK[task][name], y, (prediction >= 0.5).astype(int) if is_decision else prediction)
+    cut = 0.5 if task == "binary" and name in DECISION_METRICS else None
+    return _value(BY_TASK[task][name], y, prediction, cut)
 
 
 def compute_metrics(y: np.ndarray, prediction: np.ndarray, *, task: Task, threshold: float = 0.5) -> dict[str, float]:
     """Every metric of the task. A binary task's decisions are at `threshold`, and at a half as `..._at_half`."""
     if task != "binary":
-        return {name: _quiet(metric, y, prediction) for name, metric in BY_TASK[task].items()}
-    values = {name: _quiet(metric, y, prediction) for name, metric in SCORE_METRICS.items()}
+        return {name: _value(metric, y, prediction) for name, metric in BY_TASK[task].items()}
+    values = {name: _value(metric, y, prediction) for name, metric in SCORE_METRICS.items()}
     for suffix, cut in (("", threshold), ("_at_half", 0.5)):
-        decision = (prediction >= cut).astype(int)
-        values |= {f"{name}{suffix}": _quiet(metric, y, decision) for name, metric in DECISION_METRICS.items()}
+        values |= {f"{name}{suffix}": _value(metric, y, prediction, cut) for name, metric in DECISION_METRICS.items()}
     return values
 
 
-def _quiet(metric: Metric, y: np.ndarray, prediction: np.ndarray) -> float:
-    """A metric without scikit-learn's remarks on classes that a split or a prediction lacks."""
+def _value(metric: Metric, y: np.ndarray, prediction: np.ndarray, cut: float | None = None) -> float:
+    """A metric, of decisions at `cut` if given; NaN for predictions that are no numbers.
+
+    Without scikit-learn's remarks on classes that a split or a prediction lacks.
+    """
     if not np.isfinite(prediction).all():
         return NAN
+    decided = prediction if cut is None else (prediction >= cut).astype(int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return metric(y, prediction)
+        return metric(y, decided)

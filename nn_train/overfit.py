@@ -37,5 +37,5 @@ def overfit_one_batch(model: nn.Module, batch: Batch, *, objective: Objective, o
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return OverfitResult(first_loss=losses[0], last_loss=losses[-1])

@@ -66,7 +66,7 @@ def _draw_loss(history: History, column: str, unit: tuple[float, str], xlabel: s
     figure, (axes,) = build_figure(title)
     if has_columns(history.train, column, "loss"):
         x, loss = history.train[column] / unit[0], history.train["loss"]
-        window = max(1, len(loss) // 60)
+        window = max(1, len(loss) // 20)
         axes.plot(x, loss, color=SKY, linewidth=1, alpha=0.45 if window > 1 else 0.0)
         axes.plot(x, loss.rolling(window, min_periods=1).mean(), color=BLUE, linewidth=1.8, label="train")
     if has_columns(history.val, column, "loss"):
@@ -236,6 +236,7 @@ def missing_values(view: TableView) -> Plot | None:
         )
     name_bars(axes, [name for _, name in shares[:25]])
     axes.set(xlabel="missing, share of all rows", xlim=(0, 1.2 * shares[0][0]))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     show_percent(axes, "x")
     numbers = f"Most in '{shares[0][1]}': {percent(shares[0][0])}."
     return Plot(figure=figure, title=title, numbers=numbers, hint="At most 25 columns are shown.")

@@ -7,7 +7,6 @@ import base64
 import dataclasses
 import io
 import logging
-import os
 import struct
 import warnings
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from nn_train import plots_binary, plots_multiclass, plots_regression, plots_run
 from nn_train.plots import Plot
 from nn_train.report_page import build_page, build_worst_table
 from nn_train.report_run import Run, build_comparison, build_history, build_table_view, read_run
+from nn_train.run_folder import write_file
 
 logger = logging.getLogger("nn_train")
 PlotFunction = Callable[[Any], Plot | None]
@@ -153,19 +153,6 @@ def _note(notes: list[tuple[str, str]], section: str, what: str, error: Exceptio
     logger.warning("report: left out %s: %s", what, reason)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def render_page(run: Run, pictures: list[Picture], notes: list[tuple[str, str]], title: str) -> str:
     """The page as HTML text; everything that comes from the data is escaped."""
     environment = jinja2.Environment(
@@ -201,7 +188,7 @@ def write_report(run_dir: Path, *, dpi: int) -> Path:
             if f"{name}.png" not in drawn:
                 (plot_dir / f"{name}.png").unlink(missing_ok=True)
     for name, png in drawn.items():
-        write_whole(plot_dir / name, png)
+        write_file(plot_dir / name, png)
     page = render_page(run, pictures, notes, run_dir.absolute().name)
-    write_whole(run_dir / "report.html", page.encode("utf-8", errors="replace"))
+    write_file(run_dir / "report.html", page.encode("utf-8", errors="replace"))
     return run_dir / "report.html"

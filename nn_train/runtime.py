@@ -92,7 +92,7 @@ def start_runtime(config: TrainConfig, *, log_with: str | None = None) -> Runtim
     wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y")
     if config.mixed_precision == "fp16" and (wants_cpu or not has_accelerator):
         raise ConfigError("train.mixed_precision=fp16 needs a GPU", fix="train.mixed_precision=bf16 or no")
-    check_devices(wants_cpu=wants_cpu)
+    check_launch(wants_cpu=wants_cpu)
     AcceleratorState._reset_state()  # a second run in one Python process may want another precision
     GradientState._reset_state()
     accelerator = Accelerator(
@@ -107,13 +107,23 @@ def start_runtime(config: TrainConfig, *, log_with: str | None = None) -> Runtim
     return Runtime(accelerator)
 
 
-def check_devices(*, wants_cpu: bool) -> None:
-    """Refuse more processes on this host than it has GPUs, where GPUs are used at all."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def check_launch(*, wants_cpu: bool) -> None:
+    """Refuse what the environment says of a world before anything waits for it.
+
+    Raises:
+        WorldError: more processes on this host than GPUs, or a world whose meeting point is not told.
+    """
+    local, world_size = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     if torch.cuda.is_available() and not wants_cpu and local > torch.cuda.device_count():
         raise WorldError(
             f"{local} processes were started on a host with {torch.cuda.device_count()} GPU(s)",
             fix="start one process per GPU, or set ACCELERATE_USE_CPU=true to train on the CPU",
+        )
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK") if name not in os.environ]
+    if world_size > 1 and missing:
+        raise WorldError(
+            f"WORLD_SIZE={world_size} says that other processes were started, and {', '.join(missing)} is not set",
+            fix="start them by accelerate launch or torchrun; in a shell with a left-over WORLD_SIZE, unset it",
         )
 
 

@@ -3,12 +3,13 @@
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from nn_train.errors import DataError
+from nn_train.inference import DAY_FIRST
 from nn_train.run_folder import write_file
 from nn_train.schema import SPLITS, Split, Task
 from nn_train.settings import SplitConfig
@@ -42,6 +43,7 @@ def make_splits(
     task: Task,
     column: pd.Series | None = None,
     sizes: tuple[int, ...] | None = None,
+    where: str = "",
 ) -> Splits:
     """Share out the rows.
 
@@ -49,34 +51,40 @@ def make_splits(
         config: the method, the shares and the seed.
         target: classes as text or values as float64, one per row (R,); none missing.
         task: what the target is.
-        column: the group, time or split values of these methods, one per row.
+        column: the group, time or split values of these methods, one per row; its index counts the
+            rows of the table from 0.
         sizes: for separate files, the rows of the train, validation and test table.
+        where: what errors name as the place, the table's path.
 
     Raises:
         DataError: too few rows, a column that cannot be used, or a split that would stay empty or
             hold a class that the network cannot have learned.
     """
-    num_rows = len(target)
+    try:
+        splits = _share_out(config, target=target, task=task, column=column, sizes=sizes)
+        _check(splits, target, task, config)
+    except DataError as error:
+        raise DataError(error.what, where=where, fix=error.fix) from None
+    return splits
+
+
+def _share_out(
+    config: SplitConfig, *, target: np.ndarray, task: Task, column: pd.Series | None, sizes: tuple[int, ...] | None
+) -> Splits:
+    if config.method == "random":
+        return _at_random(target, task, config)
     if config.method == "files":
         assert sizes is not None
-        parts = np.split(np.arange(num_rows), np.cumsum(sizes)[:-1])
-        splits = Splits(**dict(zip(SPLITS, parts, strict=True)))
-    elif config.method == "column":
-        splits = _by_column(_given(column), config)
-    elif config.method == "group":
-        splits = _by_group(_given(column), config)
-    elif config.method == "time":
-        splits = _by_time(_given(column), config)
-    else:
-        splits = _at_random(target, task, config)
-    _check(splits, target, task, config)
-    return splits
+        parts = np.split(np.arange(len(target)), np.cumsum(sizes)[:-1])
+        return Splits(**dict(zip(SPLITS, parts, strict=True)))
+    assert column is not None
+    return {"column": _by_column, "group": _by_group, "time": _by_time}[config.method](column, config)
 
 
 def save_splits(splits: Splits, path: Path) -> None:
     """Write the positions as plain arrays, whole."""
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **{split: getattr(splits, split) for split in SPLITS})
+    np.savez(stream, **{split: getattr(splits, split) for split in SPLITS})
     write_file(path, stream.getvalue())
 
 
@@ -86,35 +94,43 @@ def load_splits(path: Path) -> Splits:
         return Splits(**{split: arrays[split] for split in SPLITS})
 
 
-def _given(column: pd.Series | None) -> pd.Series:
-    assert column is not None
-    return column.reset_index(drop=True)
-
-
 def _sizes(num_rows: int, config: SplitConfig) -> tuple[int, int]:
-    return max(round(num_rows * config.val), 1), max(round(num_rows * config.test), 1)
+    """Rows for validation and test."""
+    num_val, num_test = max(round(num_rows * config.val), 1), max(round(num_rows * config.test), 1)
+    if num_rows < LEAST_ROWS:
+        raise DataError(f"{num_rows} rows with a target are too few to split", fix=f"give {LEAST_ROWS} rows or more")
+    if num_val + num_test >= num_rows:
+        raise DataError(
+            f"split.val={config.val} and split.test={config.test} leave none of the {num_rows} rows to train on",
+            fix="lower split.val or split.test, or give more rows",
+        )
+    return num_val, num_test
 
 
 def _at_random(target: np.ndarray, task: Task, config: SplitConfig) -> Splits:
-    num_rows = len(target)
-    if num_rows < LEAST_ROWS:
-        raise DataError(f"{num_rows} rows with a target are too few to split", fix=f"give {LEAST_ROWS} rows or more")
-    num_val, num_test = _sizes(num_rows, config)
-    strata = None
-    if task != "regression":
-        classes, counts = np.unique(target, return_counts=True)
-        if counts.min() < len(SPLITS):
-            raise DataError(
-                f"class '{classes[counts.argmin()]}' has {counts.min()} rows; each of train, val and test needs one",
-                fix="drop or merge that class, or give more rows of it",
-            )
-        if min(num_val, num_test) >= len(classes):
-            strata = target
-    rest, test = train_test_split(np.arange(num_rows), test_size=num_test, stratify=strata, random_state=config.seed)
-    train, val = train_test_split(
-        rest, test_size=num_val, stratify=None if strata is None else strata[rest], random_state=config.seed
+    num_val, num_test = _sizes(len(target), config)
+    classes, strata, counts = np.unique(
+        target if task != "regression" else np.zeros(len(target)), return_inverse=True, return_counts=True
     )
-    return Splits(train=np.sort(train), val=np.sort(val), test=np.sort(test))
+    if counts.min() < len(SPLITS):
+        raise DataError(
+            f"class '{classes[counts.argmin()]}' has {counts.min()} rows; each of train, val and test needs one",
+            fix="drop or merge that class, or give more rows of it",
+        )
+    rng = np.random.default_rng(config.seed)
+    shuffled = rng.permutation(len(target))
+    by_class = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    is_test = _spread(num_test, len(by_class), rng)
+    rest = by_class[~is_test]
+    is_val = _spread(num_val, len(rest), rng)
+    return Splits(train=np.sort(rest[~is_val]), val=np.sort(rest[is_val]), test=np.sort(by_class[is_test]))
+
+
+def _spread(count: int, num_rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose `count` rows at even distances: of every run of rows its share, to within one row."""
+    chosen = np.zeros(num_rows, dtype=bool)
+    chosen[((np.arange(count) + rng.random()) * num_rows / count).astype(np.int64)] = True
+    return chosen
 
 
 def _by_group(groups: pd.Series, config: SplitConfig) -> Splits:
@@ -124,48 +140,66 @@ def _by_group(groups: pd.Series, config: SplitConfig) -> Splits:
             f"column '{config.column}' holds {len(names)} group(s); three are needed to split by it",
             fix="split.method=random, or another split.column",
         )
+    num_val, num_test = _sizes(len(codes), config)
     sizes = np.bincount(codes)
-    order = np.random.default_rng(config.seed).permutation(len(names))
-    wanted = dict(zip(("test", "val"), reversed(_sizes(len(codes), config)), strict=True))
-    owner = np.zeros(len(names), dtype=np.int64)
-    position = 0
-    for index, split in enumerate(("test", "val"), start=1):  # whole groups, until the share is filled
-        filled = 0
-        while position < len(names) - (3 - index) and (
-            filled == 0 or filled + sizes[order[position]] / 2 <= wanted[split]
-        ):
-            filled += sizes[order[position]]
-            owner[order[position]] = index
-            position += 1
-    of_row = owner[codes]
-    return Splits(train=np.flatnonzero(of_row == 0), val=np.flatnonzero(of_row == 2), test=np.flatnonzero(of_row == 1))
+    order = np.random.default_rng(config.seed).permutation(len(names)).tolist()
+    owner = np.full(len(names), "train", dtype="U5")
+    for split, num_rows, num_left in (("test", num_test, 2), ("val", num_val, 1)):
+        free = [group for group in order if owner[group] == "train"]
+        owner[_take_groups(free, sizes, num_rows, most=len(free) - num_left)] = split
+    return Splits(**{split: np.flatnonzero(owner[codes] == split) for split in SPLITS})
 
 
-def _by_time(times: pd.Series, config: SplitConfig) -> Splits:
+def _take_groups(free: list[int], sizes: np.ndarray, num_rows: int, *, most: int) -> list[int]:
+    """Groups in the order of `free` that fill `num_rows` best, `most` at most; the smallest one if none fits."""
+    taken: list[int] = []
+    num_taken = 0
+    for group in free:
+        if len(taken) < most and num_taken + sizes[group] / 2 <= num_rows:
+            taken.append(group)
+            num_taken += sizes[group]
+    return taken or [min(free, key=lambda group: sizes[group])]
+
+
+def _by_time(column: pd.Series, config: SplitConfig) -> Splits:
+    times = _times(column)
     if times.isna().any():
         row = int(np.argmax(times.isna().to_numpy()))
         raise DataError(
-            f"column '{config.column}' has no time in row {row + 1}, which split.method=time needs",
+            f"column '{config.column}' has {_shown(column.iloc[row])} in row {column.index[row] + 1}, which is no time",
             fix="drop such rows, or another split.column",
         )
-    order = np.argsort(times.to_numpy(), kind="stable")
     num_val, num_test = _sizes(len(times), config)
-    first_test = len(times) - num_test
-    first_val = max(first_test - num_val, 0)
-    return Splits(
-        train=np.sort(order[:first_val]), val=np.sort(order[first_val:first_test]), test=np.sort(order[first_test:])
-    )
+    order = np.argsort(times.to_numpy(), kind="stable")
+    parts = np.split(order, [len(times) - num_val - num_test, len(times) - num_test])
+    return Splits(**{split: np.sort(part) for split, part in zip(SPLITS, parts, strict=True)})
+
+
+def _times(column: pd.Series) -> pd.Series:
+    """Numbers and dates as they are; text as the one or the other."""
+    if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
+        return column
+    numbers = pd.to_numeric(column, errors="coerce")
+    if numbers.notna().any():
+        return numbers
+    day_first = bool(column.astype(str).str.match(DAY_FIRST).any())
+    return pd.to_datetime(column, errors="coerce", format="mixed", dayfirst=day_first, utc=True)
 
 
 def _by_column(words: pd.Series, config: SplitConfig) -> Splits:
-    chosen = words.astype("string").str.strip().str.lower().map(WORDS)
+    chosen = words.map(lambda word: WORDS.get(str(word).strip().lower()))
     if chosen.isna().any():
         row = int(np.argmax(chosen.isna().to_numpy()))
         raise DataError(
-            f"column '{config.column}' says '{words.iloc[row]}' in row {row + 1}, not train, val or test",
-            fix="mend the column, or another split.column",
+            f"column '{config.column}' has {_shown(words.iloc[row])} in row {words.index[row] + 1}, "
+            "not train, val or test",
+            fix="correct the column, or another split.column",
         )
     return Splits(**{split: np.flatnonzero((chosen == split).to_numpy()) for split in SPLITS})
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if pd.isna(value) else f"'{value}'"
 
 
 def _check(splits: Splits, target: np.ndarray, task: Task, config: SplitConfig) -> None:

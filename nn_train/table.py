@@ -5,22 +5,29 @@ place (`inference`), and alike in every shard.
 """
 
 import bz2
+import codecs
 import csv
+import dataclasses
 import difflib
 import glob
 import gzip
 import hashlib
 import io
+import itertools
 import lzma
 import os
+import re
+import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
@@ -45,8 +52,20 @@ FORMATS = {
 }
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
 TEXT_FORMATS = ("csv", "tsv")
-DELIMITERS = ",;\t|"
-DELIMITER_WORDS = {"\t": "'\\t'", ";": "';'", "|": "'|'", ",": "','"}
+DELIMITERS = {
+    ",": "data.delimiter=,",
+    ";": "data.delimiter=';'",
+    "\t": "data.format=tsv",
+    "|": "data.delimiter='\"|\"'",
+}
+OTHER_FORMATS = {
+    b"PAR1": ("a Parquet file", "data.format=parquet"),
+    b"ARRO": ("an Arrow file", "data.format=arrow"),
+    b"PK\x03\x04": ("a zip archive or an Excel workbook", "save it as CSV, or end the archive's name in .csv.zip"),
+    b"\x1f\x8b\x08": ("a gzip file", "end its name in .csv.gz"),
+}
+EXCEL_DELIMITER = re.compile(r"sep=(.)\s*")  # a first line that Excel writes and reads
+BLOCK_BYTES = 1 << 24  # a field cannot be longer
 
 
 def find_files(path: str, *, key: str = "data.path") -> list[Path]:
@@ -66,9 +85,10 @@ def find_files(path: str, *, key: str = "data.path") -> list[Path]:
     found = sorted(Path(name) for name in glob.glob(str(place), recursive=True) if Path(name).is_file())
     if found:
         return found
-    names = [file.name for file in place.parent.iterdir()] if place.parent.is_dir() else []
-    near = difflib.get_close_matches(place.name, names, n=1, cutoff=0.5)
-    hint = f"; near it lies {near[0]}" if near else "" if names else f"; there is no folder {place.parent}"
+    hint = f"; there is no folder {place.parent}"
+    if place.parent.is_dir():
+        near = difflib.get_close_matches(place.name, [file.name for file in place.parent.iterdir()], n=1, cutoff=0.5)
+        hint = f"; near it lies {near[0]}" if near else ""
     raise DataError(f"no such file{hint}", where=str(place), fix=f"{key}=FILE, FOLDER or 'FOLDER/*.csv'")
 
 
@@ -76,21 +96,25 @@ def _is_table(path: Path) -> bool:
     return not any(part.startswith((".", "_")) for part in path.parts) and _suffix(path) in FORMATS
 
 
+def _compression(path: Path) -> str:
+    return path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
+
+
 def _suffix(path: Path) -> str:
     """The ending that tells the format, without that of a compression."""
-    return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSIONS else path.suffix.lower()
+    return Path(path.stem).suffix.lower() if _compression(path) else path.suffix.lower()
 
 
 def fingerprint(files: list[Path]) -> str:
-    """A digest of the files' content and kinds, in their order; where they lie does not count.
+    """A digest of the files' content and formats, in their order; where they lie does not count.
 
     Raises:
         DataError: a file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
-        digest.update(f"{''.join(file.suffixes[-2:])}\0{file.stat().st_size}\0".encode())
         with _readable(file), file.open("rb") as stream:
+            digest.update(f"{_suffix(file)}{_compression(file)}\0{file.stat().st_size}\0".encode())
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
@@ -127,25 +151,23 @@ def name_row(data: DataConfig, row: int) -> str:
     for file in find_files(data.path):
         num_rows = len(_read_file(file, data))
         if row < num_rows:
-            is_text = _format(file, data) in TEXT_FORMATS
-            return f"line {row + 2} of {file.name}" if is_text else f"row {row + 1} of {file.name}"
+            kind = _format(file, data)
+            if kind not in TEXT_FORMATS:
+                return f"row {row + 1} of {file.name}"
+            return f"line {_line_of_row(file, data, _read_header(file, data, kind), row)} of {file.name}"
         row -= num_rows
     return f"row {row + 1} of the tables that follow"
 
 
 def _like_first(part: pa.Table, first: pa.Table, file: Path) -> pa.Table:
+    """The columns of a shard in the order of the first one, or an error that says what differs."""
+    fix = "give every shard the same columns"
     for name in first.column_names:
         if name not in part.column_names:
-            raise DataError(
-                f"column '{name}' of the first shard is missing",
-                where=str(file),
-                fix="give every shard the same columns",
-            )
+            raise DataError(f"column '{name}' of the first shard is missing", where=str(file), fix=fix)
     for name in part.column_names:
         if name not in first.column_names:
-            raise DataError(
-                f"column '{name}' is not in the first shard", where=str(file), fix="give every shard the same columns"
-            )
+            raise DataError(f"column '{name}' is not in the first shard", where=str(file), fix=fix)
     part = part.select(first.column_names)
     for name in first.column_names:
         kinds = [first.schema.field(name).type, part.schema.field(name).type]
@@ -174,7 +196,7 @@ def _format(file: Path, data: DataConfig) -> str:
         raise DataError(
             f"the format of '{file.name}' is not known from its name",
             where=str(file),
-            fix="data.format=csv, tsv, parquet, arrow or json",
+            fix="data.format=csv, tsv, parquet, arrow or json; another format must be saved as one of these",
         )
     return FORMATS[_suffix(file)]
 
@@ -185,15 +207,10 @@ def _read_file(file: Path, data: DataConfig) -> pa.Table:
         if not file.stat().st_size:
             raise DataError("the file is empty", where=str(file), fix="data.path=FILE with a header and rows")
         if kind in TEXT_FORMATS:
-            table = _read_text(file, data, delimiter=data.delimiter or ("\t" if kind == "tsv" else ","))
-        elif kind == "json":
-            table = _read_json(file)
-        elif kind == "parquet":
-            table = _read_parquet(file)
-        else:
-            table = _read_arrow(file)
+            return _read_text(file, data, kind)
+        table = {"json": _read_json, "parquet": _read_parquet, "arrow": _read_arrow}[kind](file)
     _refuse_duplicates(table.column_names, file)
-    return table
+    return _plain_columns(table, file)
 
 
 @contextmanager
@@ -201,30 +218,21 @@ def _readable(file: Path) -> Iterator[None]:
     """Turn what the system or a decompressor says of a file into an error that names it."""
     try:
         yield
-    except (gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(
-            f"the compressed file is damaged: {error}", where=str(file), fix="write or download it again"
-        ) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(
-            f"the file cannot be read: {reason}", where=str(file), fix="check the file and its permissions"
-        ) from None
+    except (zlib.error, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            what, fix = f"the file cannot be read: {error.strerror}", "check the file and its permissions"
+        else:
+            what, fix = f"the file is damaged: {str(error).strip()}", "write or download it again"
+        raise DataError(what, where=str(file), fix=fix) from None
 
 
 @contextmanager
 def _open(file: Path) -> Iterator[Any]:
     """The file's bytes, decompressed by the ending of its name."""
-    ending = file.suffix.lower()
+    ending = _compression(file)
     if ending == ".zip":
-        with zipfile.ZipFile(file) as archive:
-            members = [name for name in archive.namelist() if not name.endswith("/")]
-            if len(members) != 1:
-                raise DataError(
-                    f"the archive holds {len(members)} files", where=str(file), fix="give one table per archive"
-                )
-            with archive.open(members[0]) as stream:
-                yield stream
+        with zipfile.ZipFile(file) as archive, archive.open(_only_member(archive, file)) as stream:
+            yield stream
     elif ending == ".zst":
         with pa.input_stream(str(file), compression="zstd") as stream:
             yield stream
@@ -234,131 +242,208 @@ def _open(file: Path) -> Iterator[Any]:
             yield stream
 
 
-def _read_text(file: Path, data: DataConfig, *, delimiter: str) -> pa.Table:
-    names = _read_header(file, data, delimiter)
-    convert = pa_csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False, check_utf8=True
+def _only_member(archive: zipfile.ZipFile, file: Path) -> zipfile.ZipInfo:
+    members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX/")]
+    if len(members) != 1:
+        raise DataError(f"the archive holds {len(members)} files", where=str(file), fix="give one table per archive")
+    if members[0].flag_bits & 1:
+        raise DataError("the archive is encrypted", where=str(file), fix="unpack it, and data.path=FILE")
+    return members[0]
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What the top of a text table says; `num_lines` are the lines before the first row."""
+
+    names: list[str]
+    delimiter: str
+    num_lines: int
+    has_rows: bool
+
+
+def _read_text(file: Path, data: DataConfig, kind: str) -> pa.Table:
+    header = _read_header(file, data, kind)
+    columns = dict.fromkeys(header.names, pa.string())
+    if not header.has_rows:
+        return pa.schema(columns).empty_table()
+    convert = pa_csv.ConvertOptions(column_types=columns, strings_can_be_null=False, check_utf8=True)
+    parse = pa_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True)
+    encoding = "utf8" if _codec(data) == "utf-8-sig" else data.encoding
+    read = pa_csv.ReadOptions(
+        encoding=encoding, column_names=header.names, skip_rows=header.num_lines, block_size=BLOCK_BYTES
     )
-    parse = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    read = pa_csv.ReadOptions(encoding=_encoding(data), column_names=names, skip_rows=1)
     try:
         with _open(file) as stream:
-            return pa_csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        _explain(file, data, delimiter, num_columns=len(names))
-        reason = str(error).splitlines()[0]
+            table = pa_csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
+    except (pa.ArrowInvalid, UnicodeError) as error:
+        _explain(file, data, header)
         raise DataError(
-            f"the table cannot be read: {reason}", where=str(file), fix="look at data.delimiter and data.encoding"
+            f"the table cannot be read: {str(error).splitlines()[0]}",
+            where=str(file),
+            fix="look at data.delimiter and data.encoding",
         ) from None
+    _refuse_zero_bytes(table, file, data, header)
+    if len(table) and "\n" in table.column(-1)[-1].as_py():  # perhaps a quote that swallows the rest of the file
+        _explain(file, data, header)
+    return table
 
 
-def _encoding(data: DataConfig) -> str:
+def _codec(data: DataConfig) -> str:
+    """Python's name of the encoding; of UTF-8 the one that skips a byte-order mark."""
     try:
         "".encode(data.encoding)
-    except LookupError:
+    except (LookupError, ValueError):
         raise DataError(
             f"data.encoding={data.encoding} is not a known encoding",
+            where=data.path,
             fix="data.encoding=utf-8, latin-1, cp1252, utf-16, ...",
         ) from None
-    return "utf8" if data.encoding.lower() in ("utf-8", "utf8") else data.encoding
+    name = codecs.lookup(data.encoding).name
+    return "utf-8-sig" if name == "utf-8" else name
 
 
-def _read_header(file: Path, data: DataConfig, delimiter: str) -> list[str]:
-    _encoding(data)
+@contextmanager
+def _open_text(file: Path, data: DataConfig) -> Iterator[io.TextIOWrapper]:
     with _open(file) as stream:
-        head = stream.read(4)
-        if head == b"PAR1":
-            raise DataError("this is a Parquet file", where=str(file), fix="data.format=parquet")
-    with _open(file) as stream:
-        text = io.TextIOWrapper(
-            stream, encoding="utf-8-sig" if _encoding(data) == "utf8" else data.encoding, newline=""
-        )
+        text = io.TextIOWrapper(stream, encoding=_codec(data), newline="")
         try:
-            line = text.readline()
-        except UnicodeDecodeError:
-            _explain(file, data, delimiter, num_columns=0)
-            raise
+            yield text
         finally:
             text.detach()
-    if "\0" in line:
-        raise DataError(
-            "this is not a text table: it holds zero bytes",
-            where=str(file),
-            fix="data.format=parquet, arrow or json, or data.encoding=utf-16",
-        )
+
+
+def _read_header(file: Path, data: DataConfig, kind: str) -> _Header:
+    with _open(file) as stream:
+        _refuse_other_format(stream.read(4), file, data)
+    delimiter = data.delimiter or ("\t" if kind == "tsv" else ",")
+    try:
+        with _open_text(file, data) as text:
+            line = text.readline().removeprefix("\ufeff")
+            num_lines = 1
+            if excel := EXCEL_DELIMITER.fullmatch(line):
+                delimiter = data.delimiter or excel[1]
+                line, num_lines = text.readline(), 2
+            if "\0" in line:
+                raise DataError(
+                    "this is not a text table: it holds zero bytes",
+                    where=str(file),
+                    fix="data.format=parquet, arrow or json, or data.encoding=utf-16",
+                )
+            reader = csv.reader(itertools.chain([line], text), delimiter=delimiter, strict=True)
+            fields = next(reader)
+            has_rows = bool(text.read(1))
+    except UnicodeError:
+        _refuse_bytes(file, data)
+        raise
+    except csv.Error as error:
+        raise DataError(f"the line of column names: {error}", where=str(file), fix="correct its quotes") from None
     if not line.strip():
         raise DataError(
-            "the first line is empty; it should name the columns",
-            where=str(file),
-            fix="remove the empty lines at the top",
+            "the first line is empty; it should name the columns", where=str(file), fix="remove empty lines at the top"
         )
-    names = next(csv.reader([line], delimiter=delimiter))
-    others = [sign for sign in DELIMITERS if sign != delimiter and sign in line]
-    if len(names) == 1 and others:
-        most = max(others, key=line.count)
-        raise DataError(
-            f"one column was found, '{_short(line)}': the fields are not parted by {DELIMITER_WORDS.get(delimiter, delimiter)}",
-            where=str(file),
-            fix=f"data.delimiter={DELIMITER_WORDS[most] if most != chr(9) else chr(34) + chr(92) + 't' + chr(34)}",
-        )
-    names = [name.strip() or f"column_{index}" for index, name in enumerate(names, 1)]
+    _refuse_delimiter(line, fields, delimiter, file)
+    names = [" ".join(name.splitlines()).strip() or f"column_{index}" for index, name in enumerate(fields, 1)]
     _refuse_duplicates(names, file)
-    return names
+    return _Header(names=names, delimiter=delimiter, num_lines=num_lines - 1 + reader.line_num, has_rows=has_rows)
+
+
+def _refuse_other_format(head: bytes, file: Path, data: DataConfig) -> None:
+    for magic, (what, fix) in OTHER_FORMATS.items():
+        if head.startswith(magic):
+            raise DataError(f"this is {what}, not a text table", where=str(file), fix=fix)
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and _codec(data) == "utf-8-sig":
+        raise DataError("the file starts as UTF-16 does, and not UTF-8", where=str(file), fix="data.encoding=utf-16")
+
+
+def _refuse_delimiter(line: str, fields: list[str], delimiter: str, file: Path) -> None:
+    others = [sign for sign in DELIMITERS if sign != delimiter and sign in line]
+    if len(fields) > 1 or not others:
+        return
+    raise DataError(
+        f"one column was found, '{_short(line)}': the fields are not parted by {delimiter!r}",
+        where=str(file),
+        fix=DELIMITERS[max(others, key=line.count)],
+    )
 
 
 def _refuse_duplicates(names: list[str], file: Path) -> None:
-    for index, name in enumerate(names):
-        if name in names[:index]:
+    first: dict[str, int] = {}
+    for index, name in enumerate(names, 1):
+        if name in first:
             raise DataError(
-                f"two columns are called '{name}' (columns {names.index(name) + 1} and {index + 1})",
+                f"two columns are called '{name}' (columns {first[name]} and {index})",
                 where=str(file),
                 fix="rename one of them",
             )
+        first[name] = index
 
 
-def _explain(file: Path, data: DataConfig, delimiter: str, *, num_columns: int) -> None:
-    """Find the first line that cannot be decoded or has too many or too few fields, and name it."""
-    encoding = "utf-8-sig" if _encoding(data) == "utf8" else data.encoding
-    with _open(file) as stream:
-        _explain_bytes(stream, file, encoding)
-    with _open(file) as stream:
-        text = io.TextIOWrapper(stream, encoding=encoding, newline="")
-        reader = csv.reader(text, delimiter=delimiter)
+def _refuse_zero_bytes(table: pa.Table, file: Path, data: DataConfig, header: _Header) -> None:
+    for name in table.column_names:
+        found = pc.index(pc.match_substring(table.column(name), "\0"), True).as_py()
+        if found >= 0:
+            raise DataError(
+                f"column '{name}' holds a zero byte in line {_line_of_row(file, data, header, found)}",
+                where=str(file),
+                fix="remove zero bytes from the file, or write or download it again",
+            )
+
+
+def _records(file: Path, data: DataConfig, delimiter: str, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each record, with the number of its first line; empty lines are left out."""
+    csv.field_size_limit(sys.maxsize)
+    with _open_text(file, data) as text:
+        reader = csv.reader(text, delimiter=delimiter, strict=strict)
+        line = 1
         try:
             for fields in reader:
-                if fields and num_columns and len(fields) != num_columns:
-                    raise DataError(
-                        f"line {reader.line_num} has {len(fields)} fields, and the header {num_columns}: '{_short(delimiter.join(fields))}'",
-                        where=str(file),
-                        fix="mend the line (a field that holds the delimiter needs quotes), or data.delimiter",
-                    )
+                if fields:
+                    yield line, fields
+                line = reader.line_num + 1
         except csv.Error as error:
-            raise DataError(f"line {reader.line_num}: {error}", where=str(file), fix="mend the line") from None
-        finally:
-            text.detach()
-
-
-def _explain_bytes(stream: IO[bytes], file: Path, encoding: str) -> None:
-    if encoding not in ("utf-8-sig", "ascii", "latin-1", "cp1252"):  # a line of another is not a line of bytes
-        try:
-            stream.read().decode(encoding)
-        except UnicodeDecodeError as error:
+            is_open = "unexpected end" in str(error)
             raise DataError(
-                f"byte {error.start} is not {encoding}", where=str(file), fix="another data.encoding"
-            ) from None
-        return
-    for number, line in enumerate(io.BufferedReader(stream) if not hasattr(stream, "__iter__") else stream, 1):  # type: ignore[arg-type]
-        try:
-            line.decode(encoding)
-        except UnicodeDecodeError as error:
-            wrong = line[error.start]
-            other = "data.encoding=latin-1" if encoding == "utf-8-sig" else "data.encoding=utf-8"
-            name = encoding.removesuffix("-sig")
-            raise DataError(
-                f"line {number} holds the byte 0x{wrong:02x}, which is not {name}",
+                f"line {line}: {'a quote is opened and never closed' if is_open else error}",
                 where=str(file),
-                fix=f"{other}, or save the table as UTF-8",
+                fix="correct the line",
             ) from None
+
+
+def _line_of_row(file: Path, data: DataConfig, header: _Header, row: int) -> int:
+    lines = (line for line, _ in _records(file, data, header.delimiter) if line > header.num_lines)
+    return next(itertools.islice(lines, row, None))
+
+
+def _explain(file: Path, data: DataConfig, header: _Header) -> None:
+    """Find the first line that cannot be decoded or has too many or too few fields, and name it."""
+    _refuse_bytes(file, data)
+    for line, fields in _records(file, data, header.delimiter, strict=True):
+        if line > header.num_lines and len(fields) != len(header.names):
+            raise DataError(
+                f"line {line} has {len(fields)} fields, and the header {len(header.names)}: "
+                f"'{_short(header.delimiter.join(fields))}'",
+                where=str(file),
+                fix="correct the line (a field that holds the delimiter needs quotes), or data.delimiter",
+            )
+
+
+def _refuse_bytes(file: Path, data: DataConfig) -> None:
+    codec = _codec(data)
+    with _open(file) as stream:
+        content = stream.read()
+    try:
+        content.decode(codec)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        name = codec.removesuffix("-sig")
+        raise DataError(
+            f"line {line} holds the byte 0x{content[error.start]:02x}, which is not {name}",
+            where=str(file),
+            fix=f"data.encoding={'latin-1' if name == 'utf-8' else 'utf-8'}, or save the table as UTF-8",
+        ) from None
 
 
 def _short(text: str) -> str:
@@ -366,24 +451,26 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+# --- typed formats ----------------------------------------------------------------------------------------------------
+
+
 def _read_json(file: Path) -> pa.Table:
     try:
         with _open(file) as stream:
-            table = pa_json.read_json(stream)
-    except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
+            return pa_json.read_json(stream, read_options=pa_json.ReadOptions(block_size=BLOCK_BYTES))
+    except pa.ArrowException as error:
         raise DataError(
-            f"this is not a table in JSON lines: {reason}",
+            f"this is not a table in JSON lines: {str(error).splitlines()[0]}",
             where=str(file),
-            fix="one JSON object a line, numbers and texts in it",
+            fix="one JSON object a line, and one type per column",
         ) from None
-    return table
 
 
 def _read_parquet(file: Path) -> pa.Table:
     try:
-        return pq.read_table(file, use_threads=True, partitioning=None)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        with pq.ParquetFile(file) as parquet:
+            return parquet.read()
+    except pa.ArrowException as error:
         raise DataError(
             f"this is not a whole Parquet file: {str(error).splitlines()[0]}",
             where=str(file),
@@ -392,10 +479,44 @@ def _read_parquet(file: Path) -> pa.Table:
 
 
 def _read_arrow(file: Path) -> pa.Table:
-    for opener in (pa.ipc.open_file, pa.ipc.open_stream):
+    with file.open("rb") as stream:
+        is_file = stream.read(6) == b"ARROW1"
+    try:
+        with pa.memory_map(str(file)) as source:
+            return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source).read_all()
+    except pa.ArrowException as error:
+        raise DataError(
+            f"this is not a whole Arrow file: {str(error).splitlines()[0]}",
+            where=str(file),
+            fix="write it again, or set data.format",
+        ) from None
+
+
+def _plain_columns(table: pa.Table, file: Path) -> pa.Table:
+    """Columns as `datasets` takes them: what is encoded (dictionaries, runs, extensions) as what it stands for."""
+    columns = {name: _plain_column(table.column(name)) for name in table.column_names}
+    for name, column in columns.items():
         try:
-            with pa.memory_map(str(file)) as source:
-                return opener(source).read_all()
-        except pa.ArrowInvalid:
-            continue
-    raise DataError("this is not a whole Arrow file", where=str(file), fix="write it again, or set data.format")
+            datasets.Features.from_arrow_schema(pa.schema({name: column.type}))
+        except ValueError:
+            raise DataError(
+                f"column '{name}' holds {column.type}, which cannot be read",
+                where=str(file),
+                fix="remove the column, or store it as numbers, text or dates",
+            ) from None
+    return pa.table(columns)
+
+
+def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return column.cast(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return column.cast(kind.value_type)
+    if pa.types.is_run_end_encoded(kind):
+        return pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], type=kind.value_type)
+    if pa.types.is_map(kind):
+        return column.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        return column.cast(pa.decimal128(kind.precision, kind.scale))
+    return column

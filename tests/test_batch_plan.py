@@ -1,5 +1,7 @@
 """The order of the rows: each once an epoch, the same global batches for any number of processes."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,7 +29,7 @@ def test_parts_cover_all_rows_and_differ_by_at_most_one(num_rows: int, parts: in
     sizes = [stop - start for start, stop in bounds]
     assert sum(sizes) == num_rows
     assert max(sizes) - min(sizes) <= 1
-    assert all(before[1] == after[0] for before, after in zip(bounds, bounds[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(bounds))
 
 
 def test_epochs_and_seeds_have_different_orders() -> None:
