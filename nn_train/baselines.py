@@ -125,10 +125,10 @@ def _fit_linear(data: BaselineData, task: Task, num_classes: int, seed: int) -> 
 
 
 def _fit_boosting(data: BaselineData, task: Task, num_classes: int, seed: int) -> Predict:
-    is_category = [False] * data.train.x_num.shape[1] + [True] * len(data.cardinalities)
+    is_category = [False] * data.train.x_num.shape[1] + [c <= MOST_LEVELS_HIST for c in data.cardinalities]
 
     def features(rows: BaselineRows) -> np.ndarray:
-        return np.concatenate([rows.x_num, np.where(rows.x_cat < MOST_LEVELS_HIST, rows.x_cat, 0)], axis=1, dtype=np.float32)
+        return np.concatenate([rows.x_num, rows.x_cat.astype(np.float32)], axis=1)
 
     options = {
         "learning_rate": 0.05,

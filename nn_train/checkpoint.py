@@ -100,24 +100,31 @@ def write_checkpoint(folder: Path, files: dict[str, bytes], *, step: int, keep_l
         temporary.mkdir()
         for name, content in files.items():
             write_file(temporary / name, content)
-        manifest = {
-            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in files.items()
-        }
-        write_file(temporary / MANIFEST, json.dumps(manifest, indent=1))
+        write_file(temporary / MANIFEST, json.dumps(_manifest(files), indent=1))
         sync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         sync_folder(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    prune_checkpoints(folder, keep_last=keep_last)
+    prune_checkpoints(folder, newest=final, keep_last=keep_last)
     return final
 
 
-def prune_checkpoints(folder: Path, *, keep_last: int) -> None:
-    """Remove all but the newest checkpoints, and what a killed write left."""
-    for path in list_checkpoints(folder)[keep_last:]:
+def _manifest(files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
+
+
+def prune_checkpoints(folder: Path, *, newest: Path, keep_last: int) -> None:
+    """Remove all but the newest checkpoints, and what a killed write left.
+
+    Those beyond `newest` were damaged and passed over: they must not be counted among the newest.
+    """
+    published = list_checkpoints(folder)
+    first = published.index(newest)
+    for path in published[:first] + published[first + keep_last :]:
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
@@ -125,7 +132,8 @@ def prune_checkpoints(folder: Path, *, keep_last: int) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Published checkpoints, newest first, valid or not."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+    folders = (path for path in folder.glob("step-*") if path.is_dir())
+    return sorted(folders, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, bytes]:
@@ -135,8 +143,8 @@ def read_checkpoint(path: Path) -> dict[str, bytes]:
         ValueError: naming the file that is missing or damaged.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = dict(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise ValueError(f"{MANIFEST} is missing or damaged") from None
     files = {}
     for name in FILES:
@@ -144,8 +152,7 @@ def read_checkpoint(path: Path) -> dict[str, bytes]:
             content = (path / name).read_bytes()
         except OSError:
             raise ValueError(f"{name} is missing") from None
-        expected = manifest.get(name, {})
-        if hashlib.sha256(content).hexdigest() != expected.get("sha256"):
+        if _manifest({name: content})[name] != manifest.get(name):
             raise ValueError(f"{name} is damaged ({len(content)} bytes, checksum differs from the manifest's)")
         files[name] = content
     return files

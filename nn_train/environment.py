@@ -17,10 +17,11 @@ LARGEST_DIFF = 1_000_000
 
 def _git(*arguments: str) -> str:
     try:
-        result = subprocess.run(["git", *arguments], cwd=project_root(), capture_output=True, text=True, timeout=10)
+        result = subprocess.run(["git", *arguments], cwd=project_root(), capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return result.stdout if result.returncode == 0 else ""
+    # a diff holds bytes of any encoding
+    return result.stdout.decode("utf-8", errors="replace") if result.returncode == 0 else ""
 
 
 def describe_environment(*, num_processes: int, device: str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class FastGradients:
         mine = torch.from_numpy(rows[start:stop]).to(runtime.device, non_blocking=True)
         total = torch.zeros((), device=runtime.device)
         for index, (low, high) in enumerate(cut(len(mine), self.num_micro_steps)):
-            torch.manual_seed(derive_seed(self.plan.seed, step, runtime.rank, index))
+            runtime.seed_step(derive_seed(self.plan.seed, step, runtime.rank, index))
             # a process without rows still takes part in the all-reduce: one row that weighs nothing
             loss = self.sum_loss(mine[low:high]) if high > low else 0.0 * self.sum_loss(mine.new_zeros(1))
             loss = loss / len(rows)
@@ -138,7 +138,7 @@ class ExactGradients:
         buffer.zero_()
         if len(positions):
             self._point_gradients_at(buffer)
-            torch.manual_seed(derive_seed(self.plan.seed, step, index))
+            self.runtime.seed_step(derive_seed(self.plan.seed, step, index))
             with self.runtime.accelerator.no_sync(self.model):
                 loss = self.sum_loss(positions) / num_rows
                 self.runtime.accelerator.backward(loss)

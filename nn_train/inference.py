@@ -40,7 +40,7 @@ DATE = re.compile(
 CHOSEN_DATE = re.compile(
     rf"{DATE.pattern}|\d{{4}}([-/]\d{{1,2}})?|\d{{8}}|[A-Za-z]{{3,9}}\.? (\d{{1,2}},? )?\d{{4}}", re.ASCII
 )
-DAY_MONTH_YEAR = re.compile(r"(\d{1,2})[-/.](\d{1,2})[-/.](\d{4})([ T]\d{1,2}:\d{2}.*)?", re.ASCII)
+DAY_MONTH_YEAR = re.compile(r"(\d{1,2})[-/.](\d{1,2})[-/.](\d{4}|\d{2})([ T]\d{1,2}:\d{2}.*)?", re.ASCII)
 DAY_FIRST = re.compile(r"^((1[3-9]|2\d|3[01])[-/]\d{1,2}[-/]\d{2,4}|\d{1,2}\.\d{1,2}\.\d{2,4})\b", re.ASCII)
 # dates that nanoseconds can hold; outside lie 9999-12-31, 0001-01-01 and the like, which stand for "none"
 FIRST_DATE, LAST_DATE = np.datetime64("1678-01-01", "us"), np.datetime64("2262-01-01", "us")
@@ -203,13 +203,15 @@ def _dates(array: pa.ChunkedArray, data: DataConfig, *, day_first: bool) -> np.n
     array = _plain(array)
     if pa.types.is_temporal(array.type):
         return array.cast(pa.timestamp("us"), safe=False).to_numpy()
+    text = _levels(array, data)
+    return _by_distinct(text, lambda values: parse_dates(values, day_first=day_first), pa.timestamp("us")).to_numpy()
 
-    def parse(values: list[str]) -> np.ndarray:
-        known = pd.Series([_iso_date(value, day_first=day_first) for value in values], dtype=object)
-        parsed = pd.to_datetime(known, errors="coerce", format="mixed", dayfirst=day_first, utc=True)
-        return parsed.dt.tz_localize(None).to_numpy("datetime64[us]")
 
-    return _by_distinct(_levels(array, data), parse, pa.timestamp("us")).to_numpy()
+def parse_dates(texts: list[str], *, day_first: bool) -> np.ndarray:
+    """Dates as people write them, datetime64[us] in UTC; NaT for what is none."""
+    known = pd.Series([_iso_date(text, day_first=day_first) for text in texts], dtype=object)
+    parsed = pd.to_datetime(known, errors="coerce", format="mixed", utc=True)
+    return parsed.dt.tz_localize(None).to_numpy("datetime64[us]")
 
 
 def _iso_date(text: str, *, day_first: bool) -> str | None:
@@ -218,6 +220,8 @@ def _iso_date(text: str, *, day_first: bool) -> str | None:
         first, second, year, clock = written.groups(default="")
         is_day_first = int(first) > 12 or (day_first and int(second) <= 12)
         day, month = (first, second) if is_day_first else (second, first)
+        if len(year) == 2:
+            year = f"20{year}" if year < "69" else f"19{year}"  # as POSIX does
         return f"{year}-{month:0>2}-{day:0>2}{clock}"
     return text if CHOSEN_DATE.fullmatch(text) else None
 
@@ -517,8 +521,6 @@ def _infer_target(array: pa.ChunkedArray, data: DataConfig) -> tuple[TargetSpec,
     names = _objects(_levels(array, data))
     numbers = _numbers(array, data)
     present = names.notna().to_numpy()
-    if data.infinite == "missing":
-        present &= ~np.isinf(numbers)
     if not present.any():
         _refuse_target("has no value in any row", data)
     counts = names[present].value_counts()
@@ -526,8 +528,9 @@ def _infer_target(array: pa.ChunkedArray, data: DataConfig) -> tuple[TargetSpec,
         _refuse_target(f"is '{counts.index[0]}' in every row; there is nothing to learn", data)
     task = data.task if data.task != "auto" else _guess_task(numbers[present], len(counts))
     if task == "regression":
-        _check_numbers(names, present & np.isnan(numbers), np.isinf(numbers), data)
-        return TargetSpec(name=data.target, task=task), present
+        is_infinite = np.isinf(numbers) & (data.infinite == "error")
+        _check_numbers(names, present & np.isnan(numbers), is_infinite, data)
+        return TargetSpec(name=data.target, task=task), np.isfinite(numbers)
     if task == "binary" and len(counts) != 2:
         _refuse_target(f"holds {len(counts)} classes, and data.task=binary needs two", data, fix="data.task=multiclass")
     _check_classes(names, counts, data)

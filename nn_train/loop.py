@@ -72,6 +72,8 @@ class Trainer:
         self.model = model
         self.parameters = list(model.parameters())
         self.optimizer = optimizer
+        # Accelerate's wrapper looks for a package on the disk at every step; only a loss scale needs it
+        self.updater = optimizer if runtime.accelerator.scaler is not None else optimizer.optimizer
         self.gradients = gradients
         self.plan = plan
         self.config = config
@@ -120,7 +122,7 @@ class Trainer:
         grad_norm = self.runtime.accelerator.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
         assert grad_norm is not None
         if self.runtime.device.type != "cpu" or self.config.train.mixed_precision == "fp16" or grad_norm.isfinite():
-            self.optimizer.step()
+            self.updater.step()
         return loss, grad_norm
 
     def _guard(self, loss: Tensor, grad_norm: Tensor, step: int) -> None:

@@ -8,7 +8,6 @@ inside a collective, so no process-group time-out is ever involved.
 import dataclasses
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -72,7 +71,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     Returns True if this call did the work.
 
     Raises:
-        Whatever `build` raises; nothing is left behind then.
+        Whatever `build` raises; nothing but an empty lock file is left behind then.
     """
     if (folder / DONE_FILE).exists():
         return False
@@ -80,12 +79,13 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     with FileLock(f"{folder}.lock"):
         if (folder / DONE_FILE).exists():
             return False
-        temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+        temporary = folder.with_name(f".{folder.name}.building")  # the lock makes it this process's own
         try:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a build that was killed
             temporary.mkdir()
             build(temporary)
             (temporary / DONE_FILE).touch()
-            shutil.rmtree(folder, ignore_errors=True)  # the rest of a build that was killed
+            shutil.rmtree(folder, ignore_errors=True)  # one without the done file
             os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -95,16 +95,19 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
 def pack_rows(table: datasets.Dataset, encode: RowEncoder, folder: Path, *, fingerprint: str) -> None:
     """Encode every row of `table` through `datasets` and write the packed rows into `folder`."""
     first = encode(table.with_format("arrow")[:1])
-    features = datasets.Features(
-        x_num=datasets.Sequence(datasets.Value("float32"), length=first[0].shape[1]),
-        x_cat=datasets.Sequence(datasets.Value("int32"), length=first[1].shape[1]),
-        y=datasets.Value(str(first[2].dtype)),
-    )
+    # Arrow has no lists of no values: a table without numeric, or categorical, inputs has no such column
+    lists = {
+        name: datasets.Sequence(datasets.Value(kind), length=array.shape[1])
+        for name, kind, array in (("x_num", "float32", first[0]), ("x_cat", "int32", first[1]))
+        if array.shape[1]
+    }
+    features = datasets.Features(lists | {"y": datasets.Value(str(first[2].dtype))})
 
     def encode_batch(rows: pa.Table) -> pa.Table:
         x_num, x_cat, y = encode(rows)
-        columns = {"x_num": _fixed_lists(x_num), "x_cat": _fixed_lists(x_cat), "y": pa.array(y)}
-        return pa.table(columns, schema=features.arrow_schema)
+        arrays = {"x_num": x_num, "x_cat": x_cat}
+        columns = {name: _fixed_lists(arrays[name]) for name in lists}
+        return pa.table(columns | {"y": pa.array(y)}, schema=features.arrow_schema)
 
     table.with_format("arrow").map(
         encode_batch,
@@ -126,16 +129,14 @@ def load_rows(folder: Path, positions: np.ndarray, *, device: torch.device) -> R
     """Read the packed rows at `positions` (in that order) onto the device."""
     table = datasets.Dataset.from_file(str(folder / ROWS_FILE)).data.table
 
-    def column(name: str) -> np.ndarray:
+    def lists(name: str, dtype: type) -> np.ndarray:
+        if name not in table.column_names:
+            return np.zeros((len(positions), 0), dtype)
         array = table.column(name).combine_chunks()
-        width = array.type.list_size if pa.types.is_fixed_size_list(array.type) else None
-        flat = array.flatten().to_numpy(zero_copy_only=False) if width is not None else array.to_numpy()
-        shaped = flat.reshape(len(array), width) if width is not None else flat
-        return np.ascontiguousarray(shaped[positions])
+        return array.flatten().to_numpy().reshape(len(array), -1)[positions]
 
-    y = torch.from_numpy(column("y"))
     return ResidentRows(
-        x_num=torch.from_numpy(column("x_num")).to(device),
-        x_cat=torch.from_numpy(column("x_cat")).to(device, torch.int64),
-        y=y.to(device),
+        x_num=torch.from_numpy(lists("x_num", np.float32)).to(device),
+        x_cat=torch.from_numpy(lists("x_cat", np.int32)).to(device, torch.int64),
+        y=torch.from_numpy(table.column("y").to_numpy()[positions]).to(device),
     )

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save
-from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardScaler
+from scipy.special import ndtri
+from sklearn.preprocessing import RobustScaler, StandardScaler
 
 from nn_train.errors import DataError
 from nn_train.schema import ColumnSpec, TableSchema, TargetSpec
@@ -21,6 +22,8 @@ from nn_train.settings import PreprocessConfig
 
 UNSEEN, MISSING, NUM_RESERVED = 0, 1, 2
 LARGEST = 1e6  # scaled values are cut here, so that a wild value cannot overflow float32 arithmetic
+WILDEST = 1e100  # raw values are cut here, and below its inverse are zero, so that squares do not leave float64
+FINEST = 1e-30  # numbers that are closer together are one, so that the width of a bin does not underflow in float32
 DATE_PARTS = ("year", "month", "day", "weekday", "hour", "days")
 INDICATOR_LEVELS = ("present", "missing")
 
@@ -92,28 +95,20 @@ class Preprocessor:
     def transform(self, frame: pd.DataFrame) -> Encoded:
         """Encode typed columns; unseen levels and missing values never fail and never give NaN."""
         raw = numeric_matrix(frame, self.numeric)
-        x_num = np.where(np.isnan(raw), self.arrays["fill"], self._scale(raw)) if self.numeric else raw
+        x_num = _fill(_scale(raw, self.arrays), self.arrays["fill"]) if self.numeric else raw.astype(np.float32)
         indicators = [np.isnan(raw[:, i]) + NUM_RESERVED for i, c in enumerate(self.numeric) if c.has_indicator]
         codes = [_codes(frame[c.column], c) for c in self.categorical] + indicators
         x_cat = np.stack(codes, axis=1) if codes else np.zeros((len(frame), 0))
         return Encoded(
-            x_num=np.clip(x_num, -LARGEST, LARGEST).astype(np.float32),
+            x_num=x_num,
             x_cat=x_cat.astype(np.int32),
             y=self._encode_target(frame[self.target.name]) if self.target.name in frame else None,
         )
 
-    def _scale(self, raw: np.ndarray) -> np.ndarray:
-        if self.scaler == "quantile":
-            rebuilt = QuantileTransformer(output_distribution="normal", n_quantiles=len(self.arrays["references"]))
-            rebuilt.quantiles_, rebuilt.references_ = self.arrays["quantiles"], self.arrays["references"]
-            rebuilt.n_quantiles_, rebuilt.n_features_in_ = len(rebuilt.references_), raw.shape[1]
-            return rebuilt.transform(raw)
-        return (raw - self.arrays["center"]) / self.arrays["scale"]
-
     def _encode_target(self, values: pd.Series) -> np.ndarray:
         if self.target.task == "regression":
             return ((values.to_numpy(np.float64) - self.target_mean) / self.target_std).astype(np.float32)
-        codes = pd.Categorical(values, categories=list(self.target.classes)).codes.astype(np.int64)
+        codes = _positions(values, self.target.classes)
         is_unknown = (codes < 0) & values.notna().to_numpy()
         if is_unknown.any():
             value = values.iloc[int(np.argmax(is_unknown))]
@@ -124,13 +119,13 @@ class Preprocessor:
         return codes
 
     def with_gaps(self, x_num: np.ndarray, x_cat: np.ndarray) -> np.ndarray:
-        """`x_num` with NaN where the table had nothing, for models that handle gaps themselves."""
+        """`x_num` with NaN where an indicator says "missing", for models that handle gaps themselves."""
+        names = [column.column for column in self.numeric if column.has_indicator]
+        is_missing = dict(zip(names, x_cat[:, len(self.categorical) :].T == NUM_RESERVED + 1, strict=True))
         gaps = x_num.copy()
-        indicator = len(self.categorical)
         for index, column in enumerate(self.numeric):
-            if column.has_indicator:
-                gaps[x_cat[:, indicator] == NUM_RESERVED + 1, index] = np.nan
-                indicator += 1
+            if column.column in is_missing:  # every part of a date
+                gaps[is_missing[column.column], index] = np.nan
         return gaps
 
     def decode_target(self, y: np.ndarray) -> np.ndarray:
@@ -164,7 +159,7 @@ def fit_preprocessor(train: pd.DataFrame, schema: TableSchema, config: Preproces
     """
     dropped: dict[str, str] = {}
     numeric, raw = _choose_numeric(train, schema.features, config, dropped)
-    arrays = _fit_numeric(raw, config, seed=seed) if numeric else {}
+    arrays = _fit_numeric(raw, config) if numeric else {}
     categorical = _choose_categories(train, schema.features, config, dropped)
     if not numeric and not categorical:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
@@ -179,7 +174,7 @@ def fit_preprocessor(train: pd.DataFrame, schema: TableSchema, config: Preproces
         categorical=categorical,
         target=schema.target,
         target_mean=float(target.mean()),
-        target_std=float(target.std()) or 1.0,
+        target_std=float(target.std()) if np.ptp(target) > 0 else 1.0,
         dropped=dropped,
         arrays=arrays,
     )
@@ -188,13 +183,14 @@ def fit_preprocessor(train: pd.DataFrame, schema: TableSchema, config: Preproces
 def numeric_matrix(frame: pd.DataFrame, inputs: tuple[NumericInput, ...]) -> np.ndarray:
     """The unscaled numbers of typed columns, (B, N) float64 with NaN where missing."""
     columns = [_date_part(frame[c.column], c.part) if c.part else frame[c.column].to_numpy(np.float64) for c in inputs]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(frame), 0))
+    raw = np.stack(columns, axis=1) if columns else np.zeros((len(frame), 0))
+    return np.where(np.abs(raw) < 1 / WILDEST, 0, np.clip(raw, -WILDEST, WILDEST))
 
 
 def _date_part(dates: pd.Series, part: str) -> np.ndarray:
     if part == "days":
-        return ((dates - pd.Timestamp(0)) / pd.Timedelta(days=1)).to_numpy(np.float64)
-    return getattr(dates.dt, part).to_numpy(np.float64)
+        return (dates.to_numpy("datetime64[us]") - np.datetime64(0, "us")) / np.timedelta64(1, "D")
+    return getattr(dates.dt, "day_of_week" if part == "weekday" else part).to_numpy(np.float64)
 
 
 def _choose_numeric(
@@ -212,7 +208,7 @@ def _choose_numeric(
         present = raw[:, index][~np.isnan(raw[:, index])]
         if not len(present):
             dropped[column.name] = "no value in the train rows"
-        elif present.max() - present.min() <= config.near_constant:
+        elif _span(present, config.scaler) <= max(config.near_constant, FINEST):
             dropped[column.name] = "near-constant in the train rows"
         else:
             has_missing = len(present) < len(raw) and config.indicators and column.part in ("", "days")
@@ -221,28 +217,53 @@ def _choose_numeric(
     return tuple(inputs[index] for index in kept), raw[:, kept]
 
 
-def _fit_numeric(raw: np.ndarray, config: PreprocessConfig, *, seed: int) -> dict[str, np.ndarray]:
+def _span(values: np.ndarray, scaler: str) -> float:
+    ends = np.array([values.min(), values.max()])
+    if scaler == "none":  # what is left of the difference in the network's numbers
+        ends = np.clip(ends, -LARGEST, LARGEST).astype(np.float32).astype(np.float64)
+    return float(ends[1] - ends[0])
+
+
+def _fit_numeric(raw: np.ndarray, config: PreprocessConfig) -> dict[str, np.ndarray]:
     num_rows = len(raw)
-    if config.scaler == "quantile":
-        # a little noise parts the ties, so that a value held by many rows gets one place in the middle of its quantiles
-        noise = np.random.Generator(np.random.Philox(key=seed)).normal(size=raw.shape)
-        num_quantiles = min(max(min(num_rows // 30, 1000), 10), num_rows)
-        fitted = QuantileTransformer(
-            n_quantiles=num_quantiles, output_distribution="normal", subsample=10**9, random_state=seed
-        ).fit(raw + 1e-5 * np.nanstd(raw, axis=0) * noise)
-        arrays = {"quantiles": fitted.quantiles_, "references": fitted.references_}
-        scaled = fitted.transform(raw)
-    else:
-        arrays = _fit_affine(raw, config.scaler)
-        scaled = (raw - arrays["center"]) / arrays["scale"]
+    arrays = _fit_quantiles(raw) if config.scaler == "quantile" else _fit_affine(raw, config.scaler)
+    scaled = _scale(raw, arrays)
     fill = np.nanmean(scaled, axis=0) if config.imputation == "mean" else np.nanmedian(scaled, axis=0)
-    filled = np.clip(np.where(np.isnan(scaled), fill, scaled), -LARGEST, LARGEST).astype(np.float32)
-    edges = [bin_edges(column, min(config.num_bins, max(num_rows - 1, 1))) for column in filled.T]
+    edges = [bin_edges(column, min(config.num_bins, max(num_rows - 1, 1))) for column in _fill(scaled, fill).T]
     return arrays | {
         "fill": fill,
         "bin_edges": np.concatenate(edges),
         "bin_counts": np.array([len(e) for e in edges], dtype=np.int64),
     }
+
+
+def _scale(raw: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Scaled numbers, float64, cut at LARGEST, with NaN where missing."""
+    if "quantiles" in arrays:
+        places = zip(raw.T, arrays["quantiles"].T, arrays["shares"].T, strict=True)
+        return ndtri(np.stack([np.interp(*column) for column in places], axis=1))
+    return np.clip((raw - arrays["center"]) / arrays["scale"], -LARGEST, LARGEST)
+
+
+def _fill(scaled: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(scaled), fill, scaled).astype(np.float32)
+
+
+def _fit_quantiles(raw: np.ndarray) -> dict[str, np.ndarray]:
+    """Quantiles of each column, and the share of its values that lie below each, ties counted half.
+
+    scikit-learn's QuantileTransformer, save that a value of many rows gets the middle of its
+    quantiles at the ends of the range as well, and that the unit of a column does not matter.
+    """
+    num_quantiles = min(max(min(len(raw) // 30, 1000), 10), len(raw))
+    quantiles = np.empty((num_quantiles, raw.shape[1]))
+    shares = np.empty_like(quantiles)
+    for index, column in enumerate(raw.T):
+        values = np.sort(column[~np.isnan(column)])
+        found = np.maximum.accumulate(np.quantile(values, np.linspace(0, 1, num_quantiles)))
+        ranks = np.searchsorted(values, found, "left") + np.searchsorted(values, found, "right")
+        quantiles[:, index], shares[:, index] = found, ranks / (2 * len(values))
+    return {"quantiles": quantiles, "shares": shares}
 
 
 def _fit_affine(raw: np.ndarray, scaler: str) -> dict[str, np.ndarray]:
@@ -263,7 +284,8 @@ def bin_edges(values: np.ndarray, num_bins: int) -> np.ndarray:
 
     The quantile bins of piecewise-linear encoding. Source: Gorishniy et al. 2022, section 3.2.1.
     """
-    return np.unique(np.quantile(values, np.linspace(0, 1, num_bins + 1)).astype(np.float32))
+    edges = np.quantile(values, np.linspace(0, 1, num_bins + 1)).astype(np.float32)
+    return np.unique(np.where(np.abs(edges) < FINEST, 0, edges))
 
 
 def _choose_categories(
@@ -274,20 +296,27 @@ def _choose_categories(
         if spec.kind not in ("categorical", "boolean"):
             continue
         counts = train[spec.name].value_counts()
-        frequent = counts[counts >= min(config.min_level_rows, max(counts.max(), 1))] if len(counts) else counts
+        frequent = counts[counts >= config.min_level_rows]
         levels = sorted(frequent.index, key=lambda level: (-int(frequent[level]), level))[: config.max_levels]
         had_missing = bool(train[spec.name].isna().any())
-        rest = int(counts.sum()) - int(frequent[levels].sum()) if levels else 0
-        if len(levels) + had_missing + (rest > 0) < 2:
-            dropped[spec.name] = "near-constant in the train rows"
-        else:
+        has_rest = len(levels) < len(counts)
+        if len(levels) + had_missing + has_rest >= 2:
             chosen.append(CategoricalInput(column=spec.name, levels=tuple(levels), had_missing=had_missing))
+        elif has_rest:
+            dropped[spec.name] = f"no level has {config.min_level_rows} train rows"
+        else:
+            dropped[spec.name] = "constant in the train rows" if levels else "no value in the train rows"
     return tuple(chosen)
 
 
 def _codes(values: pd.Series, column: CategoricalInput) -> np.ndarray:
-    codes = pd.Categorical(values, categories=list(column.levels)).codes.astype(np.int64) + NUM_RESERVED
-    codes[codes < NUM_RESERVED] = UNSEEN
+    positions = _positions(values, column.levels)
+    codes = np.where(positions < 0, UNSEEN, positions + NUM_RESERVED)
     if column.had_missing:  # otherwise the slot was never trained, and says less than "unseen"
         codes[values.isna().to_numpy()] = MISSING
     return codes
+
+
+def _positions(values: pd.Series, levels: tuple[str, ...]) -> np.ndarray:
+    """Place of each value among the levels, int64; -1 for a missing or an unknown one."""
+    return pd.Index(levels, dtype=object).get_indexer(pd.Index(values)).astype(np.int64)

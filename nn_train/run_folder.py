@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ from nn_train.config import check_config, dump_config, load_config
 from nn_train.errors import ConfigError, RunFolderError
 from nn_train.settings import Config, changed_keys
 
-# What a run writes besides config.yaml; `checkpoint.resume=never` removes these and nothing else.
+# What a start writes before config.yaml: where it was killed in between, these are all there is.
+START_FILES = (
+    "schema.json",
+    "data.json",
+    "splits.npz",
+    "preprocessor.json",
+    "preprocessor.safetensors",
+    "environment.json",
+    "git.diff",
+)
+# All that a run writes; `checkpoint.resume=never` removes these and nothing else.
 OUTPUTS = (
     "checkpoints",
     "plots",
@@ -27,14 +38,8 @@ OUTPUTS = (
     "predictions_val.parquet",
     "report.html",
     "model.safetensors",
-    "schema.json",
-    "data.json",
-    "splits.npz",
-    "preprocessor.json",
-    "preprocessor.safetensors",
-    "environment.json",
-    "git.diff",
-    "config.yaml",
+    *START_FILES,
+    "config.yaml",  # the last one: without it the folder is no run's
 )
 LOCK_FILE = ".lock"
 
@@ -112,16 +117,17 @@ def own(run_dir: Path) -> Iterator[None]:
 
 
 def holds_run(run_dir: Path) -> bool:
-    """Does a run live in the folder? False if there is nothing in it.
+    """Does a run live in the folder? False if there is nothing in it, or the rest of a start that was killed.
 
     Raises:
         RunFolderError: the folder holds something that is not a run.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise RunFolderError("the run folder is a file", where=str(run_dir), fix="run.dir=FOLDER")
-    if not run_dir.exists() or not any(path.name != LOCK_FILE for path in run_dir.iterdir()):
+    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    if all(name in START_FILES or name == LOCK_FILE or fnmatch(name, ".*.tmp") for name in names):
         return False
-    if not (run_dir / "config.yaml").exists():
+    if "config.yaml" not in names:
         raise RunFolderError(
             "the folder is not empty and holds no run", where=str(run_dir), fix="run.dir=NEW, or empty the folder"
         )
@@ -175,20 +181,20 @@ def _portable(config: Config) -> Config:
 def clear(run_dir: Path) -> None:
     """Remove what a run wrote, and nothing else."""
     for name in OUTPUTS:
-        path = run_dir / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        for path in (run_dir / name, *run_dir.glob(f".{name}.*.tmp")):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def start_folder(run_dir: Path, config: Config, *, files: Iterable[tuple[str, bytes]]) -> None:
-    """Write what a new run starts from; if that fails, nothing of it is left.
+    """Write what a run starts from; if that fails, nothing of a new run is left, and all of an old one.
 
     Raises:
         OSError: the folder cannot be made or written.
     """
-    existed = run_dir.exists()
+    existed, is_new = run_dir.exists(), not (run_dir / "config.yaml").exists()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         for name, content in files:
@@ -196,5 +202,8 @@ def start_folder(run_dir: Path, config: Config, *, files: Iterable[tuple[str, by
         write_file(run_dir / "config.yaml", dump_config(config))
         write_status(run_dir, "running")
     except OSError:
-        clear(run_dir) if existed else shutil.rmtree(run_dir, ignore_errors=True)
+        if is_new and existed:
+            clear(run_dir)
+        elif is_new:
+            shutil.rmtree(run_dir, ignore_errors=True)
         raise

@@ -33,6 +33,13 @@ class Runtime:
         self.is_main = accelerator.is_main_process
         self.device = accelerator.device
 
+        # torch.manual_seed would also queue a seed, with a stack trace, for every kind of device that is not here
+        self._generator = _default_generator(self.device)
+
+    def seed_step(self, seed: int) -> None:
+        """Seed what dropout on this device draws from."""
+        self._generator.manual_seed(seed)
+
     def on_every_rank(self, work: Callable[[], T]) -> T:
         """Do `work`, which holds no collective, on each process; a failure on one is raised on all.
 
@@ -66,6 +73,13 @@ class Runtime:
             return flags
         total = self.sum(torch.tensor(flags, dtype=torch.float32, device=self.device))
         return tuple(bool(value) for value in (total > 0).tolist())
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cpu":
+        return torch.default_generator
+    generators = getattr(torch, device.type).default_generators
+    return generators[device.index or 0]
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:

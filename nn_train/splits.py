@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nn_train.errors import DataError
-from nn_train.inference import DAY_FIRST
+from nn_train.inference import DAY_FIRST, parse_dates
 from nn_train.run_folder import write_file
 from nn_train.schema import SPLITS, Split, Task
 from nn_train.settings import SplitConfig
@@ -182,8 +182,9 @@ def _times(column: pd.Series) -> pd.Series:
     numbers = pd.to_numeric(column, errors="coerce")
     if numbers.notna().any():
         return numbers
-    day_first = bool(column.astype(str).str.match(DAY_FIRST).any())
-    return pd.to_datetime(column, errors="coerce", format="mixed", dayfirst=day_first, utc=True)
+    texts = ["" if pd.isna(value) else str(value).strip() for value in column]
+    day_first = any(DAY_FIRST.match(text) for text in texts)
+    return pd.Series(parse_dates(texts, day_first=day_first))
 
 
 def _by_column(words: pd.Series, config: SplitConfig) -> Splits:

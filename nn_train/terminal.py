@@ -25,7 +25,14 @@ HEADLINES: dict[Task, tuple[str, ...]] = {
 def print_table(table: Table) -> None:
     """Print a table through the log, so that only the main process shows it."""
     is_terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=None if is_terminal else PLAIN_WIDTH, no_color=not is_terminal)
+    # names come from the table: `[red]` and `:smile:` in them mean nothing
+    console = Console(
+        file=sys.stdout,
+        width=None if is_terminal else PLAIN_WIDTH,
+        force_terminal=is_terminal,
+        markup=False,
+        emoji=False,
+    )
     if logger.isEnabledFor(logging.INFO):
         console.print(table)
 
@@ -43,8 +50,8 @@ def print_schema(schema: TableSchema) -> None:
     print_table(table)
     classes = schema.target.classes
     if classes:
-        shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
         positive = f"; positive: {classes[1]}" if schema.target.task == "binary" else ""
+        shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
         logger.info("classes: %s%s", shown, positive)
 
 
@@ -72,7 +79,7 @@ class ProgressBar:
         self.last_line_s = 0.0
         self.value_text = ""
         self.bar: Progress | None = None
-        if is_main and sys.stdout.isatty():
+        if is_main and sys.stdout.isatty() and not Console(file=sys.stdout).is_dumb_terminal:
             self.bar = Progress(
                 TextColumn("epoch {task.fields[epoch]:.1f}"),
                 BarColumn(),

@@ -14,9 +14,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from nn_train.run_folder import write_file
 from nn_train.settings import Config
 
 logger = logging.getLogger("nn_train")
+# How long, and how often, wandb's server is waited for; what it did not get stays on disk for `wandb sync`.
+START_S, FINISH_S, REQUEST_S, RETRIES, RETRY_S = 30, 60, 10, 3, 4
 
 
 class MetricsFile:
@@ -36,9 +39,7 @@ class MetricsFile:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_file(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line; a number that is not finite becomes null."""
@@ -86,7 +87,16 @@ class WandbTracker:
     def _settings() -> Any:
         import wandb
 
-        return wandb.Settings(console="off", silent=True, init_timeout=30)
+        bounds = {
+            "finish_timeout": FINISH_S,  # begins when the requests below have come to their ends
+            "finish_timeout_raises": True,
+            "x_graphql_timeout_seconds": REQUEST_S,
+            "x_graphql_retry_max": RETRIES,
+            "x_graphql_retry_wait_max_seconds": RETRY_S,
+        }
+        known = {name: value for name, value in bounds.items() if name in wandb.Settings.model_fields}
+        # a run that is still active failed before in the same Python process: never log into that one
+        return wandb.Settings(console="off", silent=True, init_timeout=START_S, reinit="finish_previous", **known)
 
     def log(self, record: dict[str, Any]) -> None:
         """Log one line of metrics.jsonl under its split's name."""

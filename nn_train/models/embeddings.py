@@ -1,5 +1,6 @@
 """Encodings of categorical and numeric inputs."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,4 +57,6 @@ def piecewise_linear(bins: Sequence[np.ndarray], num_embedding: int) -> nn.Modul
     Source: Gorishniy et al. 2022; version B is that of TabM (2024).
     """
     edges = [torch.from_numpy(np.array(column)) for column in bins]
-    return PiecewiseLinearEmbeddings(edges, num_embedding, activation=False, version="B")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*just two bin edges")  # a column of one bin is plainly linear
+        return PiecewiseLinearEmbeddings(edges, num_embedding, activation=False, version="B")
