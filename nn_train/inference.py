@@ -125,11 +125,6 @@ def _is_text(array: pa.ChunkedArray) -> bool:
     return pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
 
 
-def _is_number(array: pa.ChunkedArray) -> bool:
-    kind = array.type
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-
-
 def _plain(array: pa.ChunkedArray) -> pa.ChunkedArray:
     """One type for one meaning: dictionaries as their values, times and durations as seconds, NaN as null."""
     kind = array.type
@@ -374,11 +369,8 @@ def _guess_kind(column: _Column) -> Kind:
     if not any(math.isnan(parse_number(value)) for value in sample) and not column.unread(column.numbers).any():
         return "categorical" if _are_codes(column.distinct) else "numeric"
     rows = column.array.drop_null()[:SAMPLE]
-    return (
-        "date"
-        if max(_date_share(pa.chunked_array([sample]), column), _date_share(rows, column)) >= DATE_SHARE
-        else "categorical"
-    )
+    share = max(_date_share(pa.chunked_array([sample]), column), _date_share(rows, column))
+    return "date" if share >= DATE_SHARE else "categorical"
 
 
 def _date_share(values: pa.ChunkedArray, column: _Column) -> float:

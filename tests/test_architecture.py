@@ -1,0 +1,145 @@
+"""The shape of the code: layers, names, lint, types, and a README whose picture is true."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "nn_train"
+# A module imports from its own layer and from those above it in this list, never from one below.
+LAYERS: list[tuple[str, ...]] = [
+    ("errors", "schema"),
+    ("settings", "config", "config_help"),
+    ("batch_plan", "metrics", "calibration", "objective", "optim", "models", "models.embeddings", "models.mlp"),
+    ("baselines", "run_folder", "runtime", "tracking", "terminal", "environment"),
+    ("table", "inference", "splits", "preprocessing", "packed", "preparation"),
+    ("plots", "plots_run", "plots_binary", "plots_multiclass", "plots_regression"),
+    ("report_run", "report_page", "report"),
+    ("gradients", "loop", "checkpoint", "evaluation", "overfit", "training"),
+    ("engine",),
+    ("train", "__init__"),
+]
+LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+TORCH_FREE = ["errors", "schema", "settings", "config", "config_help", "train", "batch_plan", "metrics", "calibration",
+              "baselines", "run_folder", "report"]  # fmt: skip
+
+
+def module_name(path: Path) -> str:
+    """`models/mlp.py` -> `models.mlp`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def read_imports(path: Path) -> set[str]:
+    """The project's own modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nn_train"):
+            base = (node.module or "").removeprefix("nn_train").lstrip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                found.add(inner if inner in FILES else base)
+        elif isinstance(node, ast.Import):
+            found |= {
+                alias.name.removeprefix("nn_train.") for alias in node.names if alias.name.startswith("nn_train.")
+            }
+    return found
+
+
+IMPORTS = {name: read_imports(path) for name, path in FILES.items()}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert sorted(FILES) == sorted(LEVEL)
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_imports_lead_upwards(module: str) -> None:
+    wrong = {other for other in IMPORTS[module] if LEVEL[other] > LEVEL[module]}
+    assert not wrong, f"{module} imports {wrong} from a lower layer"
+
+
+def test_there_is_no_import_cycle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"cycle: {' -> '.join((*path, module))}"
+        if module not in done:
+            for other in IMPORTS[module]:
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in FILES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_light_modules_import_no_torch(module: str) -> None:
+    code = f"import sys, nn_train.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_no_module_hides_a_library() -> None:
+    distributions = {name for names in importlib.metadata.packages_distributions() for name in [names]}
+    taken = set(sys.stdlib_module_names) | distributions
+    for name in FILES:
+        assert name.split(".")[-1] not in taken - {"__init__"}, name
+    assert not list(PACKAGE.rglob("utils.py"))
+
+
+def test_no_class_lives_in_a_script() -> None:
+    tree = ast.parse((PACKAGE / "train.py").read_text(encoding="utf-8"))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+def test_nothing_loads_a_pickle() -> None:
+    for path in FILES.values():
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\bpickle\b|torch\.load\(|joblib|allow_pickle=True", text.replace("no pickle", "")
+                             .replace("without pickle", "").replace("a pickle", "")), path  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright"]],
+    ids=["lint", "format", "types"],
+)
+def test_style(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_tree_in_the_readme_is_true() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("<!-- tree -->")[1]
+    named = set(re.findall(r"[\w./]+\.(?:py|html)\b", tree))
+    missing = {path.name for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"} - {
+        Path(n).name for n in named
+    }
+    assert not missing, f"the README's tree does not name {missing}"
+    known = {path.name for path in ROOT.rglob("*") if ".git" not in path.parts}
+    assert {Path(name).name for name in named} <= known
+
+
+def test_every_command_of_the_readme_names_files_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(
+        r"(?:nn_train|configs|tests|data|slurm|launch)/[\w./-]+\.(?:py|yaml|csv|md|sh|json)", readme
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_toplevel_holds_what_the_readme_says() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=30).stdout.split()
+    allowed = {"pyproject.toml", "README.md", ".gitignore", "nn_train", "configs", "tests", "data", "launch", "slurm",
+               "notebooks", ".ci"}  # fmt: skip
+    assert {Path(name).parts[0] for name in listed} <= allowed
