@@ -87,7 +87,8 @@ def parse_words(words: Sequence[str]) -> dict[str, dict[str, Any]]:
         if not sign or not dot:
             raise ConfigError(f"'{word}' is not section.key=value", fix=_suggest_key(key))
         try:
-            value = yaml.load(text, Loader=_Loader)
+            # a lone sign (data.delimiter=|) is meant as it is, whatever YAML would begin with it
+            value = text if len(text) == 1 and not text.isalnum() else yaml.load(text, Loader=_Loader)
         except yaml.YAMLError:
             value = text
         name, inner_dot, inner = name.partition(".")

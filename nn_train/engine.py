@@ -40,6 +40,7 @@ from nn_train.tracking import MetricsFile, NullTracker, WandbTracker, open_track
 from nn_train.training import Training, build_network
 
 logger = logging.getLogger("nn_train")
+Predictions = dict[Split, tuple[np.ndarray, np.ndarray]]  # logits (R, D) and targets (R,) of a split
 JUDGED: tuple[Split, ...] = ("val", "test")
 PREDICTION_FILES: dict[Split, str] = {"val": "predictions_val.parquet", "test": "predictions.parquet"}
 
@@ -214,12 +215,12 @@ class Engine:
         started_s = time.monotonic()
         with self._failure_noted():
             self.training.load_best()
-            arrays = {split: self._predict(split) for split in JUDGED}  # every rank: collective
+            arrays: Predictions = {split: self._predict(split) for split in JUDGED}  # every rank: collective
             fitted = self.data.preprocessor
             logits, y = arrays["val"]
             decision = choose_decision(logits, y, fitted, self.config.evaluation)
-            metrics = {split: judge(logits, y, fitted, decision) for split, (logits, y) in arrays.items()}
-            self.metrics = {"task": fitted.target.task, **metrics}
+            self.metrics: dict[str, Any] = {"task": fitted.target.task}
+            self.metrics |= {split: judge(*pair, fitted, decision) for split, pair in arrays.items()}
             if self.runtime.is_main:
                 baselines = self._fit_baselines() if self.config.report.baselines else {}
                 self.seconds["evaluate"] = time.monotonic() - started_s
@@ -270,7 +271,7 @@ class Engine:
         )
         return {name: {"test": r.test, "val": r.val, "seconds": r.seconds} for name, r in results.items()}
 
-    def _write_results(self, arrays: dict[Split, tuple[np.ndarray, np.ndarray]], decision: Decision) -> None:
+    def _write_results(self, arrays: Predictions, decision: Decision) -> None:
         # rank 0 only: writes files
         fitted = self.data.preprocessor
         write_file(self.run_dir / "model.safetensors", save(self.training.best))

@@ -1,5 +1,8 @@
 """Errors that the user can mend: each says what is wrong, where, and how to mend it."""
 
+import functools
+from typing import Any
+
 
 class UserError(Exception):
     """Something in the user's input, settings or machine that the user can mend; exit code 2."""
@@ -9,6 +12,10 @@ class UserError(Exception):
         self.what = what
         self.where = where
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes whole."""
+        return functools.partial(type(self), self.what, where=self.where, fix=self.fix), ()
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]

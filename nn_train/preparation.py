@@ -15,14 +15,16 @@ import sklearn
 import torch
 
 from nn_train.errors import DataError
-from nn_train.inference import infer_schema, typed_frame
+from nn_train.inference import infer_schema
 from nn_train.packed import ResidentRows, build_once, load_rows, pack_rows
 from nn_train.preprocessing import Encoded, Preprocessor, fit_preprocessor
 from nn_train.run_folder import read_json, write_file, write_json
 from nn_train.schema import SPLITS, Split, TableSchema
 from nn_train.settings import Config
 from nn_train.splits import Splits, load_splits, make_splits, save_splits
-from nn_train.table import cache_dir, find_files, fingerprint, read_table
+from nn_train.table import read_table
+from nn_train.table_files import cache_dir, find_files, fingerprint
+from nn_train.values import typed_frame
 
 logger = logging.getLogger("nn_train")
 FORMAT = 1  # raise it when the meaning of a packed folder changes: old ones are then not found
@@ -60,7 +62,7 @@ def prepare_data(config: Config) -> PreparedData:
     Raises:
         DataError: the table cannot be read, split or encoded as the config says.
     """
-    content = fingerprint([file for _, path in _inputs(config) for file in find_files(path)])
+    content = "-".join(fingerprint(find_files(path, key=key)) for key, path in _inputs(config))
     key = _cache_key(config, content)
     folder = cache_dir(config.data) / "packed" / key
     built = build_once(folder, lambda target: _build(config, target, content=content, key=key))
@@ -161,6 +163,7 @@ def _split(
         sizes=tuple(int(n) for n in np.diff(np.searchsorted(present, edges)))
         if config.split.method == "files"
         else None,
+        where=config.data.path,
     )
     return Splits(**{split: present[getattr(splits, split)] for split in SPLITS})
 

@@ -16,7 +16,8 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class ColumnSpec:
     """One column of the table: what it holds and why it is, or is not, a feature.
 
-    `dropped` is empty for a feature; otherwise it is the reason why the column is left out.
+    `dropped` is empty for a feature; otherwise it is the reason why the column is left out. Dates
+    written as 03/04/2024 are read with the day before the month where `day_first` is set.
     """
 
     name: str
@@ -26,6 +27,7 @@ class ColumnSpec:
     example: str = ""
     is_id: bool = False
     dropped: str = ""
+    day_first: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from nn_train.errors import DataError
-from nn_train.inference import DAY_FIRST, parse_dates
+from nn_train.inference import DAY_FIRST
 from nn_train.run_folder import write_file
 from nn_train.schema import SPLITS, Split, Task
 from nn_train.settings import SplitConfig
+from nn_train.values import parse_dates
 
 WORDS: dict[str, Split] = {
     "train": "train",

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nn_train.errors import DataError
-from nn_train.inference import infer_schema, parse_number, typed_frame
+from nn_train.inference import infer_schema
 from nn_train.schema import ColumnSpec, TableSchema
 from nn_train.settings import DataConfig
 from nn_train.table import read_table
+from nn_train.values import parse_number, typed_frame
 
 NUM_ROWS = 120
 RNG = np.random.default_rng(0)

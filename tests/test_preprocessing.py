@@ -124,7 +124,7 @@ def apply_changes(frame: pd.DataFrame, changes: list[tuple[str, int, Any]], rows
     return changed.astype({name: dtype for name, dtype in frame.dtypes.items() if dtype.kind in "fM"})
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(changes=CHANGES, options=SETTINGS, seed=st.integers(0, 3))
 def test_other_rows_never_change_the_fitted_bytes(changes: list, options: dict, seed: int) -> None:
     frame = typed(120, seed=seed)
@@ -151,7 +151,7 @@ def test_other_rows_never_change_the_bytes_of_a_prepared_table(task: str, tmp_pa
     np.testing.assert_array_equal(np.sort(np.concatenate([before.splits.val, before.splits.test])), rest)
     wanted = before.preprocessor.to_bytes()
 
-    @settings(deadline=None, max_examples=15, database=None)
+    @settings(deadline=None, max_examples=40, database=None)
     @given(changes=CHANGES)
     def check(changes: list) -> None:
         possible = [change for change in changes if change[0] != "y" or task == "regression"]
@@ -608,7 +608,7 @@ def wild_frame(rows: list[tuple]) -> pd.DataFrame:
     )
 
 
-@settings(deadline=None, max_examples=5000)
+@settings(deadline=None, max_examples=300)
 @given(train=ROWS, other=ROWS, options=SETTINGS, near_constant=st.sampled_from([0.0, 1e-6]))
 def test_nothing_but_finite_numbers_and_known_codes_leaves(
     train: list, other: list, options: dict, near_constant: float
@@ -629,7 +629,7 @@ def test_nothing_but_finite_numbers_and_known_codes_leaves(
         assert (np.diff(edges) > 0).all() and np.isfinite(1 / np.diff(edges)).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(rows=ROWS, scaler=st.sampled_from(SCALERS))
 def test_a_row_is_encoded_the_same_alone_and_among_others(rows: list, scaler: str) -> None:
     frame = typed(60).rename(columns={"size": "a", "age": "b", "colour": "c", "day": "d"})

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from nn_train.errors import DataError
-from nn_train.inference import infer_schema, typed_frame
+from nn_train.inference import infer_schema
 from nn_train.settings import DataConfig
-from nn_train.table import find_files, fingerprint, name_row, read_table
+from nn_train.table import name_row, read_table
+from nn_train.table_files import find_files, fingerprint
+from nn_train.values import typed_frame
 from tests.conftest import make_table
 
 TEXT = "a,b,y\n1,x,no\n2,,yes\n"

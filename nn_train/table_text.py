@@ -1,0 +1,230 @@
+"""Text tables: every column as text, or an error that names the line.
+
+What a value means is decided in one place (`inference`), and alike in every shard.
+"""
+
+import codecs
+import csv
+import dataclasses
+import io
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from nn_train.errors import DataError
+from nn_train.settings import DataConfig
+from nn_train.table_files import open_file, refuse_duplicates
+
+DELIMITERS = {
+    ",": "data.delimiter=,",
+    ";": "data.delimiter=';'",
+    "\t": "data.format=tsv",
+    "|": "data.delimiter='|'",
+}
+OTHER_FORMATS = {
+    b"PAR1": ("a Parquet file", "data.format=parquet"),
+    b"ARRO": ("an Arrow file", "data.format=arrow"),
+    b"PK\x03\x04": ("a zip archive or an Excel workbook", "save it as CSV, or end the archive's name in .csv.zip"),
+    b"\x1f\x8b\x08": ("a gzip file", "end its name in .csv.gz"),
+}
+EXCEL_DELIMITER = re.compile(r"sep=(.)\s*")  # a first line that Excel writes and reads
+BLOCK_BYTES = 1 << 24  # a field cannot be longer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the top of a text table says; `num_lines` are the lines before the first row."""
+
+    names: list[str]
+    delimiter: str
+    num_lines: int
+    has_rows: bool
+
+
+def read_text(file: Path, data: DataConfig, kind: str) -> pa.Table:
+    """Read a CSV or TSV file, every column as text.
+
+    Raises:
+        DataError: naming the line that cannot be decoded, or has too many or too few fields.
+    """
+    header = read_header(file, data, kind)
+    columns = dict.fromkeys(header.names, pa.string())
+    if not header.has_rows:
+        return pa.schema(columns).empty_table()
+    convert = pa_csv.ConvertOptions(column_types=columns, strings_can_be_null=False, check_utf8=True)
+    parse = pa_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True)
+    encoding = "utf8" if _codec(data) == "utf-8-sig" else data.encoding
+    read = pa_csv.ReadOptions(
+        encoding=encoding, column_names=header.names, skip_rows=header.num_lines, block_size=BLOCK_BYTES
+    )
+    try:
+        with open_file(file) as stream:
+            table = pa_csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
+    except (pa.ArrowInvalid, UnicodeError) as error:
+        _explain(file, data, header)
+        raise DataError(
+            f"the table cannot be read: {str(error).splitlines()[0]}",
+            where=str(file),
+            fix="look at data.delimiter and data.encoding",
+        ) from None
+    _refuse_zero_bytes(table, file, data, header)
+    if len(table) and "\n" in table.column(-1)[-1].as_py():  # perhaps a quote that swallows the rest of the file
+        _explain(file, data, header)
+    return table
+
+
+def _codec(data: DataConfig) -> str:
+    """Python's name of the encoding; of UTF-8 the one that skips a byte-order mark."""
+    try:
+        "".encode(data.encoding)
+    except (LookupError, ValueError):
+        raise DataError(
+            f"data.encoding={data.encoding} is not a known encoding",
+            where=data.path,
+            fix="data.encoding=utf-8, latin-1, cp1252, utf-16, ...",
+        ) from None
+    name = codecs.lookup(data.encoding).name
+    return "utf-8-sig" if name == "utf-8" else name
+
+
+@contextmanager
+def _open_text(file: Path, data: DataConfig) -> Iterator[io.TextIOWrapper]:
+    with open_file(file) as stream:
+        text = io.TextIOWrapper(stream, encoding=_codec(data), newline="")
+        try:
+            yield text
+        finally:
+            text.detach()
+
+
+def read_header(file: Path, data: DataConfig, kind: str) -> Header:
+    """Read the column names. Raises DataError for another format, a wrong delimiter, or names that repeat."""
+    with open_file(file) as stream:
+        _refuse_other_format(stream.read(4), file, data)
+    delimiter = data.delimiter or ("\t" if kind == "tsv" else ",")
+    try:
+        with _open_text(file, data) as text:
+            line = text.readline().removeprefix("\ufeff")
+            num_lines = 1
+            if excel := EXCEL_DELIMITER.fullmatch(line):
+                delimiter = data.delimiter or excel[1]
+                line, num_lines = text.readline(), 2
+            if "\0" in line:
+                raise DataError(
+                    "this is not a text table: it holds zero bytes",
+                    where=str(file),
+                    fix="data.format=parquet, arrow or json, or data.encoding=utf-16",
+                )
+            reader = csv.reader(itertools.chain([line], text), delimiter=delimiter, strict=True)
+            fields = next(reader)
+            has_rows = bool(text.read(1))
+    except UnicodeError:
+        _refuse_bytes(file, data)
+        raise
+    except csv.Error as error:
+        raise DataError(f"the line of column names: {error}", where=str(file), fix="correct its quotes") from None
+    if not line.strip():
+        raise DataError(
+            "the first line is empty; it should name the columns", where=str(file), fix="remove empty lines at the top"
+        )
+    _refuse_delimiter(line, fields, delimiter, file)
+    names = [" ".join(name.splitlines()).strip() or f"column_{index}" for index, name in enumerate(fields, 1)]
+    refuse_duplicates(names, file)
+    return Header(names=names, delimiter=delimiter, num_lines=num_lines - 1 + reader.line_num, has_rows=has_rows)
+
+
+def _refuse_other_format(head: bytes, file: Path, data: DataConfig) -> None:
+    for magic, (what, fix) in OTHER_FORMATS.items():
+        if head.startswith(magic):
+            raise DataError(f"this is {what}, not a text table", where=str(file), fix=fix)
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and _codec(data) == "utf-8-sig":
+        raise DataError("the file starts as UTF-16 does, and not UTF-8", where=str(file), fix="data.encoding=utf-16")
+
+
+def _refuse_delimiter(line: str, fields: list[str], delimiter: str, file: Path) -> None:
+    others = [sign for sign in DELIMITERS if sign != delimiter and sign in line]
+    if len(fields) > 1 or not others:
+        return
+    raise DataError(
+        f"one column was found, '{_short(line)}': the fields are not parted by {delimiter!r}",
+        where=str(file),
+        fix=DELIMITERS[max(others, key=line.count)],
+    )
+
+
+def _refuse_zero_bytes(table: pa.Table, file: Path, data: DataConfig, header: Header) -> None:
+    for name in table.column_names:
+        found = pc.index(pc.match_substring(table.column(name), "\0"), True).as_py()
+        if found >= 0:
+            raise DataError(
+                f"column '{name}' holds a zero byte in line {line_of_row(file, data, header, found)}",
+                where=str(file),
+                fix="remove zero bytes from the file, or write or download it again",
+            )
+
+
+def _records(file: Path, data: DataConfig, delimiter: str, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each record, with the number of its first line; empty lines are left out."""
+    csv.field_size_limit(sys.maxsize)
+    with _open_text(file, data) as text:
+        reader = csv.reader(text, delimiter=delimiter, strict=strict)
+        line = 1
+        try:
+            for fields in reader:
+                if fields:
+                    yield line, fields
+                line = reader.line_num + 1
+        except csv.Error as error:
+            is_open = "unexpected end" in str(error)
+            raise DataError(
+                f"line {line}: {'a quote is opened and never closed' if is_open else error}",
+                where=str(file),
+                fix="correct the line",
+            ) from None
+
+
+def line_of_row(file: Path, data: DataConfig, header: Header, row: int) -> int:
+    """The line (from 1) in which a row (from 0) begins: rows may hold line breaks, and lines may be empty."""
+    lines = (line for line, _ in _records(file, data, header.delimiter) if line > header.num_lines)
+    return next(itertools.islice(lines, row, None))
+
+
+def _explain(file: Path, data: DataConfig, header: Header) -> None:
+    """Find the first line that cannot be decoded or has too many or too few fields, and name it."""
+    _refuse_bytes(file, data)
+    for line, fields in _records(file, data, header.delimiter, strict=True):
+        if line > header.num_lines and len(fields) != len(header.names):
+            raise DataError(
+                f"line {line} has {len(fields)} fields, and the header {len(header.names)}: "
+                f"'{_short(header.delimiter.join(fields))}'",
+                where=str(file),
+                fix="correct the line (a field that holds the delimiter needs quotes), or data.delimiter",
+            )
+
+
+def _refuse_bytes(file: Path, data: DataConfig) -> None:
+    codec = _codec(data)
+    with open_file(file) as stream:
+        content = stream.read()
+    try:
+        content.decode(codec)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        name = codec.removesuffix("-sig")
+        raise DataError(
+            f"line {line} holds the byte 0x{content[error.start]:02x}, which is not {name}",
+            where=str(file),
+            fix=f"data.encoding={'latin-1' if name == 'utf-8' else 'utf-8'}, or save the table as UTF-8",
+        ) from None
+
+
+def _short(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= 60 else f"{text[:57]}..."
