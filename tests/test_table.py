@@ -282,7 +282,7 @@ def test_the_fingerprint_follows_where_one_file_ends_and_the_next_begins(tmp_pat
         ("t.csv", b"a,b,a\n1,2,3\n", "two columns are called 'a' (columns 1 and 3)"),
         ("t.csv", b"a;b;y\n1;2;3\n", "data.delimiter=';'"),
         ("t.csv", b"a\tb\ty\n1\t2\t3\n", "data.format=tsv"),
-        ("t.csv", b"a|y\n1|2\n", "data.delimiter='\"|\"'"),
+        ("t.csv", b"a|y\n1|2\n", "data.delimiter='|'"),
         ("t.tsv", b"a,y\n1,2\n", "data.delimiter=,"),
         ("t.csv", b"PAR1....", "data.format=parquet"),
         ("t.csv", b"ARROW1..", "data.format=arrow"),
