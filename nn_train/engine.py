@@ -17,6 +17,7 @@ from nn_train.baselines import BaselineData, BaselineRows, fit_baselines
 from nn_train.environment import describe_environment, git_diff
 from nn_train.errors import Stopped, UserError
 from nn_train.evaluation import Decision, choose_decision, judge, prediction_frame, write_predictions
+from nn_train.importance import permutation_importance
 from nn_train.overfit import overfit_one_batch
 from nn_train.preparation import PreparedData, prepare_data
 from nn_train.report import write_report
@@ -86,6 +87,8 @@ class Engine:
         print_schema(self.data.schema)
         for warning in self.data.info["warnings"]:
             logger.warning("warning: %s", warning)
+        if self.data.schema.num_rows_without_target:
+            logger.warning("warning: %d rows without a target were dropped", self.data.schema.num_rows_without_target)
         logger.info("rows: %s%s", _counts(self.data.info["rows"]), " (found packed)" if self.data.was_cached else "")
         try:
             self.is_finished = self.runtime.broadcast(self.runtime.on_main(self._claim_folder) or False)
@@ -225,6 +228,7 @@ class Engine:
                 baselines = self._fit_baselines() if self.config.report.baselines else {}
                 self.seconds["evaluate"] = time.monotonic() - started_s
                 self.metrics |= self._summary(decision) | {"baselines": baselines}
+                self.metrics["importance"] = self._measure_importance(decision)
                 self._write_results(arrays, decision)
         return self.metrics
 
@@ -270,6 +274,20 @@ class Engine:
             threshold_metric=self.config.evaluation.threshold_metric,
         )
         return {name: {"test": r.test, "val": r.val, "seconds": r.seconds} for name, r in results.items()}
+
+    @torch.no_grad()
+    def _measure_importance(self, decision: Decision) -> dict[str, Any] | None:
+        if not self.config.report.importance:
+            return None
+        fitted, network = self.data.preprocessor, self.training.network
+        result = permutation_importance(
+            self.data.rows("test", device=self.runtime.device),
+            fitted,
+            lambda batch: decision.predict(network(batch.x_num, batch.x_cat).float().cpu().numpy(), fitted),
+            metric=self.training.metric,
+            seed=self.config.run.seed,
+        )
+        return result.to_json()
 
     def _write_results(self, arrays: Predictions, decision: Decision) -> None:
         # rank 0 only: writes files

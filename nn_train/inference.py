@@ -291,16 +291,14 @@ def _why_id(column: Column, kind: Kind) -> str:
         if words > FREE_TEXT_WORDS:
             return "free text"
         return f"id-like: {num_distinct} distinct values in {num_present} rows"
-    if kind != "numeric" or num_distinct < num_present:
-        return ""
+    is_named_so = ID_NAME.search(column.name) or ID_NAME_CAMEL.search(column.name)
     numbers = column.numbers[~np.isnan(column.numbers)]
-    if not (numbers % 1 == 0).all():
+    if kind != "numeric" or not (numbers % 1 == 0).all() or (num_distinct < num_present and not is_named_so):
         return ""
     steps = np.diff(numbers)
     is_counter = (steps == 1).all() or (steps == -1).all()
-    is_named_so = ID_NAME.search(column.name) or ID_NAME_CAMEL.search(column.name)
     if is_counter or is_named_so or np.abs(numbers).max() > LARGEST_EXACT:
-        return "id-like: a different whole number in every row"
+        return f"id-like: {num_distinct} distinct whole numbers in {num_present} rows"
     return ""
 
 

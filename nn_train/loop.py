@@ -91,6 +91,7 @@ class Trainer:
         self.started_s = self.saved_s = self.logged_s = time.monotonic()
         self.elapsed_before_s = state.elapsed_s
         self.logged_step = state.step
+        self.last_update: tuple[Tensor, Tensor] | None = None
         while not state.finished:
             if state.step >= self.total_steps:
                 state.finished = "max_steps" if self.total_steps == self.config.train.max_steps else "max_epochs"
@@ -98,17 +99,18 @@ class Trainer:
             loss, grad_norm = self._update(state.step)
             state.step += 1
             is_logged = state.step % self.config.tracking.log_every_steps == 0
+            self.last_update = loss, grad_norm
             if is_logged or state.step % self.guard_steps == 0:
-                self._guard(loss, grad_norm, state.step)
+                self._guard(state.step)
             if is_logged or state.step == self.total_steps:
                 self._log(loss, grad_norm, state)
             if state.step % self.eval_steps == 0 or state.step == self.total_steps:
                 self._evaluate(state)
             if self._should_stop(state):
-                self.hooks.save(state)
+                self._save(state)
                 return False
         state.elapsed_s = self._elapsed_s()
-        self.hooks.save(state)
+        self._save(state)
         return True
 
     def _update(self, step: int) -> tuple[Tensor, Tensor]:
@@ -125,10 +127,19 @@ class Trainer:
             self.updater.step()
         return loss, grad_norm
 
-    def _guard(self, loss: Tensor, grad_norm: Tensor, step: int) -> None:
+    def _save(self, state: TrainState) -> None:
+        if self.last_update is not None and state.step % self.guard_steps:
+            self._guard(state.step)  # broken weights must never take the place of good ones
+        self.hooks.save(state)
+        self.saved_s = time.monotonic()
+
+    def _guard(self, step: int) -> None:
         # every rank: the gradient is reduced already and the loss is reduced here, so all raise together or none
-        is_overflow_normal = self.config.train.mixed_precision == "fp16"  # the loss scale finds its size by overflowing
-        if not grad_norm.isfinite() and not is_overflow_normal:
+        assert self.last_update is not None
+        loss, grad_norm = self.last_update
+        # fp16's loss scale finds its size by overflowing gradients: there the loss must tell
+        watched = self.gradients.global_loss(loss) if self.config.train.mixed_precision == "fp16" else grad_norm
+        if not watched.isfinite():
             value = float(self.gradients.global_loss(loss))
             rows = self.plan.rows(step - 1)
             raise TrainingError(
@@ -189,8 +200,7 @@ class Trainer:
         if state.finished:
             return False
         if is_due and not stop:
-            self.hooks.save(state)
-            self.saved_s = time.monotonic()
+            self._save(state)
         return stop
 
     def _elapsed_s(self) -> float:

@@ -4,6 +4,7 @@ Each function returns None where there is nothing to show.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,8 @@ from nn_train.plots import (
     percent,
     show_percent,
 )
+
+MOST_COLUMNS = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -276,3 +279,54 @@ def network_and_baselines(view: Comparison) -> Plot | None:
         f"{name}: " + ", ".join(f"{m} {v:.4g}" for m, v in values.items()) for name, values in view.panels.items()
     )
     return Plot(figure=figure, title=view.verdict, numbers=f"{numbers}.", hint="Test rows; the network is blue.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportanceView:
+    """Column -> mean and deviation of what the metric loses without it; the error along the first column."""
+
+    metric: str
+    columns: dict[str, dict[str, float]]
+    num_rows: int
+    error_by_top_column: dict[str, Any]
+
+
+def permutation_importance(view: ImportanceView) -> Plot | None:
+    """What the metric loses when one column is shuffled, the 20 most important columns."""
+    shown = list(view.columns.items())[:MOST_COLUMNS]
+    if not shown:
+        return None
+    title = f"The network leans most on '{label(shown[0][0])}'"
+    figure, (axes,) = build_figure(title, size=(SIZE[0], max(2.2, 0.28 * len(shown) + 1.3)))
+    axes.barh(
+        range(len(shown)),
+        [value["mean"] for _, value in shown],
+        xerr=[value["std"] for _, value in shown],
+        color=BLUE,
+        ecolor=INK,
+        height=0.65,
+    )
+    name_bars(axes, [name for name, _ in shown])
+    axes.axvline(0, color=MUTED, linewidth=1)
+    axes.set(xlabel=f"loss of {view.metric} when the column is shuffled")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    numbers = ", ".join(f"{name} {value['mean']:.4g}" for name, value in shown)
+    hint = f"{view.num_rows:,} test rows, five shuffles; the line is one deviation. At most {MOST_COLUMNS} columns."
+    return Plot(figure=figure, title=title, numbers=f"{numbers}.", hint=hint)
+
+
+def error_by_top_column(view: ImportanceView) -> Plot | None:
+    """Mean absolute error along the most important column, of a regression."""
+    found = view.error_by_top_column
+    if not found:
+        return None
+    errors, labels = found["mean_absolute_error"], found["labels"]
+    worst = int(np.argmax(errors))
+    title = f"By '{label(found['column'])}' the error is largest at {label(labels[worst])}"
+    figure, (axes,) = build_figure(title, size=(SIZE[0], max(2.2, 0.28 * len(labels) + 1.3)))
+    axes.barh(range(len(errors)), errors, color=BLUE, height=0.7)
+    name_bars(axes, [f"{name} ({rows:,})" for name, rows in zip(labels, found["rows"], strict=True)])
+    axes.set(xlabel="mean absolute error")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    numbers = ", ".join(f"{name}: {error:.4g}" for name, error in zip(labels, errors, strict=True))
+    return Plot(figure=figure, title=title, numbers=f"{numbers}.", hint="The number of test rows is in brackets.")

@@ -27,7 +27,9 @@ from nn_train.table_files import cache_dir, find_files, fingerprint
 from nn_train.values import typed_frame
 
 logger = logging.getLogger("nn_train")
-FORMAT = 1  # raise it when the meaning of a packed folder changes: old ones are then not found
+# what a packed folder holds depends on these files of the project: where one changes, old folders are not found
+CODE = ("table_files", "table_text", "table", "values", "inference_target", "inference", "splits", "preprocessing",
+        "packed", "preparation")  # fmt: skip
 ROWS_TABLE = "truth.parquet"
 KEPT_FILES = ("schema.json", "data.json", "splits.npz", "preprocessor.json", "preprocessor.safetensors")
 
@@ -88,10 +90,15 @@ def _cache_key(config: Config, content: str) -> str:
         "data": config.data.model_dump(mode="json", exclude={"path", "cache_dir"}),
         "split": config.split.model_dump(mode="json", exclude={"val_path", "test_path"}),
         "preprocess": config.preprocess.model_dump(mode="json"),
-        "versions": [FORMAT, sklearn.__version__, np.__version__, pd.__version__],
+        "versions": [sklearn.__version__, np.__version__, pd.__version__, pa.__version__],
+        "code": hashlib.blake2b(b"".join(_source(name) for name in CODE), digest_size=12).hexdigest(),
     }
     text = json.dumps([content, settings], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _source(module: str) -> bytes:
+    return Path(__file__).with_name(f"{module}.py").read_bytes()
 
 
 def _build(config: Config, folder: Path, *, content: str, key: str) -> None:
@@ -106,7 +113,7 @@ def _build(config: Config, folder: Path, *, content: str, key: str) -> None:
     )
     frame = typed_frame(table, schema, config.data)
     splits = _split(config, table, frame, schema, sizes=[len(part) for part in tables])
-    preprocessor = fit_preprocessor(frame.iloc[splits.train], schema, config.preprocess, seed=config.split.seed)
+    preprocessor = fit_preprocessor(frame.iloc[splits.train], schema, config.preprocess)
 
     def encode(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         encoded = preprocessor.transform(typed_frame(rows, schema, config.data))
@@ -188,8 +195,6 @@ def describe(
         if c.dropped and not c.dropped.startswith(("data.", "split"))
     ]
     warnings += [f"column '{name}' was dropped: {reason}" for name, reason in preprocessor.dropped.items()]
-    if schema.num_rows_without_target:
-        warnings.append(f"{schema.num_rows_without_target} rows without a target were dropped")
     classes, stats = None, None
     if schema.target.task == "regression":
         stats = {split: {"mean": float(part.mean()), "std": float(part.std(ddof=0))} for split, part in parts.items()}

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save
-from scipy.special import ndtri
-from sklearn.preprocessing import RobustScaler, StandardScaler
+from scipy.special import ndtr, ndtri
+from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardScaler
 
 from nn_train.errors import DataError
 from nn_train.schema import ColumnSpec, TableSchema, TargetSpec
@@ -105,6 +105,14 @@ class Preprocessor:
             y=self._encode_target(frame[self.target.name]) if self.target.name in frame else None,
         )
 
+    def unscale(self, x_num: np.ndarray) -> np.ndarray:
+        """Bring scaled numbers (B, N) back to the units of the table, float64; filled gaps give the fill value."""
+        scaled = x_num.astype(np.float64)
+        if "quantiles" not in self.arrays:
+            return scaled * self.arrays["scale"] + self.arrays["center"]
+        places = zip(ndtr(scaled).T, self.arrays["shares"].T, self.arrays["quantiles"].T, strict=True)
+        return np.stack([np.interp(*column) for column in places], axis=1)
+
     def _encode_target(self, values: pd.Series) -> np.ndarray:
         if self.target.task == "regression":
             return ((values.to_numpy(np.float64) - self.target_mean) / self.target_std).astype(np.float32)
@@ -151,7 +159,7 @@ class Preprocessor:
         return cls(**values, arrays=load_file(folder / "preprocessor.safetensors"))
 
 
-def fit_preprocessor(train: pd.DataFrame, schema: TableSchema, config: PreprocessConfig, *, seed: int) -> Preprocessor:
+def fit_preprocessor(train: pd.DataFrame, schema: TableSchema, config: PreprocessConfig) -> Preprocessor:
     """Learn scaling, fill values, levels and bins from the typed train rows.
 
     Raises:
@@ -252,17 +260,17 @@ def _fill(scaled: np.ndarray, fill: np.ndarray) -> np.ndarray:
 def _fit_quantiles(raw: np.ndarray) -> dict[str, np.ndarray]:
     """Quantiles of each column, and the share of its values that lie below each, ties counted half.
 
-    scikit-learn's QuantileTransformer, save that a value of many rows gets the middle of its
-    quantiles at the ends of the range as well, and that the unit of a column does not matter.
+    The quantiles are those of scikit-learn's QuantileTransformer. Its transform would send a value
+    of many rows at the end of the range to that end, and lose small units to an absolute
+    threshold; with mid-ranks such a value gets the middle of its quantiles.
     """
     num_quantiles = min(max(min(len(raw) // 30, 1000), 10), len(raw))
-    quantiles = np.empty((num_quantiles, raw.shape[1]))
+    quantiles = QuantileTransformer(n_quantiles=num_quantiles, subsample=10**9).fit(raw).quantiles_
     shares = np.empty_like(quantiles)
-    for index, column in enumerate(raw.T):
+    for index, (column, found) in enumerate(zip(raw.T, quantiles.T, strict=True)):
         values = np.sort(column[~np.isnan(column)])
-        found = np.maximum.accumulate(np.quantile(values, np.linspace(0, 1, num_quantiles)))
         ranks = np.searchsorted(values, found, "left") + np.searchsorted(values, found, "right")
-        quantiles[:, index], shares[:, index] = found, ranks / (2 * len(values))
+        shares[:, index] = ranks / (2 * len(values))
     return {"quantiles": quantiles, "shares": shares}
 
 

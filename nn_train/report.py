@@ -18,7 +18,7 @@ import jinja2
 from nn_train import plots_binary, plots_multiclass, plots_regression, plots_run
 from nn_train.plots import Plot
 from nn_train.report_page import build_page, build_worst_table
-from nn_train.report_run import Run, build_comparison, build_history, build_table_view, read_run
+from nn_train.report_run import Run, build_comparison, build_history, build_importance, build_table_view, read_run
 from nn_train.run_folder import write_file
 
 logger = logging.getLogger("nn_train")
@@ -37,6 +37,10 @@ COMMON_PLOTS: dict[str, dict[str, PlotFunction]] = {
         "selection_by_step": plots_run.selection_by_step,
         "learning_rate_by_step": plots_run.learning_rate_by_step,
         "throughput_by_step": plots_run.throughput_by_step,
+    },
+    "importance": {
+        "permutation_importance": plots_run.permutation_importance,
+        "error_by_top_column": plots_run.error_by_top_column,
     },
 }
 PLOTS: dict[str, dict[str, PlotFunction]] = {
@@ -112,6 +116,7 @@ VIEWS: dict[str, Callable[[Run], Any]] = {
     "summary": build_comparison,
     "data": build_table_view,
     "training": build_history,
+    "importance": build_importance,
     "results": build_task_scores,
 }
 

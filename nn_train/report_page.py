@@ -21,7 +21,7 @@ from nn_train.report_run import (
 )
 from nn_train.schema import SPLITS
 
-NUM_WORST_ROWS = 20
+NUM_WORST_ROWS = 50
 # A page with more rows than this in one table is slow to open on a phone.
 MOST_TABLE_ROWS = 500
 
@@ -79,7 +79,7 @@ def build_headlines(run: Run) -> list[dict[str, str]]:
 def build_facts(run: Run) -> dict[str, str]:
     """Short facts of the run, in the order of reading; what is not known is left out."""
     seconds, selection = run.metrics.get("seconds") or {}, run.metrics.get("selection") or {}
-    decision = run.metrics.get("decision") or {}
+    decision, task = run.metrics.get("decision") or {}, run.schema.target.task
     facts = {
         "rows": number(run.schema.num_rows),
         "features": number(len(run.schema.features)),
@@ -91,8 +91,8 @@ def build_facts(run: Run) -> dict[str, str]:
         "training time": duration(seconds["train"]) if seconds.get("train") is not None else None,
         "processes": run.metrics.get("processes") or run.environment.get("processes"),
         "device": run.environment.get("device"),
-        "decision threshold": decision.get("threshold"),
-        "temperature": decision.get("temperature"),
+        "decision threshold": decision.get("threshold") if task == "binary" else None,
+        "temperature": decision.get("temperature") if task != "regression" else None,
     }
     return {name: number(value) for name, value in facts.items() if value is not None}
 

@@ -185,6 +185,17 @@ def build_comparison(run: Run) -> plots_run.Comparison:
     return plots_run.Comparison(panels=panels, network=rows[0]["name"], verdict=verdict)
 
 
+def build_importance(run: Run) -> plots_run.ImportanceView:
+    """What was measured of the columns; nothing where it was not measured."""
+    found = run.metrics.get("importance") or {}
+    return plots_run.ImportanceView(
+        metric=metric_name(found.get("metric", "")),
+        columns=found.get("columns") or {},
+        num_rows=found.get("num_rows", 0),
+        error_by_top_column=found.get("error_by_top_column") or {},
+    )
+
+
 def build_table_view(run: Run) -> plots_run.TableView:
     """Missing values, classes and target values for the pictures of the data."""
     num_rows = max(run.schema.num_rows, 1)

@@ -292,6 +292,8 @@ class ReportConfig(Section):
 
     baselines: bool = True
     """Train majority or mean, linear and gradient-boosting models on the same split, to stand beside the network."""
+    importance: bool = True
+    """Measure by how much the test metric falls when one column is shuffled; it is not used to choose anything."""
     dpi: int = Field(default=110, ge=40, le=600)
     """Resolution of the plots, in dots per inch."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.model_selection import train_test_split
 
 from nn_train.errors import DataError
 from nn_train.inference import DAY_FIRST
@@ -118,20 +119,18 @@ def _at_random(target: np.ndarray, task: Task, config: SplitConfig) -> Splits:
             f"class '{classes[counts.argmin()]}' has {counts.min()} rows; each of train, val and test needs one",
             fix="drop or merge that class, or give more rows of it",
         )
-    rng = np.random.default_rng(config.seed)
-    shuffled = rng.permutation(len(target))
-    by_class = shuffled[np.argsort(strata[shuffled], kind="stable")]
-    is_test = _spread(num_test, len(by_class), rng)
-    rest = by_class[~is_test]
-    is_val = _spread(num_val, len(rest), rng)
-    return Splits(train=np.sort(rest[~is_val]), val=np.sort(rest[is_val]), test=np.sort(by_class[is_test]))
+    rest, test = _draw(np.arange(len(target)), strata, num_test, seed=config.seed)
+    train, val = _draw(rest, strata[rest], num_val, seed=config.seed)
+    return Splits(train=np.sort(train), val=np.sort(val), test=np.sort(test))
 
 
-def _spread(count: int, num_rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose `count` rows at even distances: of every run of rows its share, to within one row."""
-    chosen = np.zeros(num_rows, dtype=bool)
-    chosen[((np.arange(count) + rng.random()) * num_rows / count).astype(np.int64)] = True
-    return chosen
+def _draw(rows: np.ndarray, strata: np.ndarray, count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Part `rows` into the rest and `count` drawn ones; each class in its share, where there is one row for each."""
+    sizes = np.bincount(strata)
+    num_classes = np.count_nonzero(sizes)
+    can_stratify = sizes[sizes > 0].min() > 1 and min(count, len(rows) - count) >= num_classes
+    rest, drawn = train_test_split(rows, test_size=count, stratify=strata if can_stratify else None, random_state=seed)
+    return rest, drawn
 
 
 def _by_group(groups: pd.Series, config: SplitConfig) -> Splits:

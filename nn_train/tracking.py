@@ -111,7 +111,8 @@ class WandbTracker:
             import wandb
 
             run = self.accelerator.get_tracker("wandb", unwrap=True)
-            run.summary.update(summary)
+            # under a name of their own: wandb puts the last value of what was logged while training over its like
+            run.summary.update({f"final/{name}": value for name, value in summary.items()})
             plots = sorted((run_dir / "plots").glob("*.png"))
             run.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in plots})
             artifact = wandb.Artifact(f"model-{run.id}", type="model")

@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, debug=debug)
     except BrokenPipeError:
         return FAILED
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command goes on from the last checkpoint", code=FAILED)
     except OSError as error:
         return _fail(error_from_os(error), debug=debug)
 

@@ -22,7 +22,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("splits", "preprocessing", "packed", "preparation"),
     ("plots", "plots_run", "plots_binary", "plots_multiclass", "plots_regression"),
     ("report_run", "report_page", "report"),
-    ("gradients", "loop", "checkpoint", "evaluation", "overfit", "training"),
+    ("gradients", "loop", "checkpoint", "evaluation", "importance", "overfit", "training"),
     ("engine",),
     ("train", "__init__"),
 ]

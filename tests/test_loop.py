@@ -21,6 +21,7 @@ from nn_train.engine import Engine
 from nn_train.errors import ConfigError, TrainingError
 from nn_train.objective import Objective
 from nn_train.optim import build_optimizer
+from nn_train.runtime import set_up_logging
 from nn_train.training import build_network
 from tests.conftest import SMALL, make_table
 
@@ -62,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def train(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train in this process; `name` is the run folder's, `task` the table's."""
+    set_up_logging()  # else the first engine would switch it off again
     monkeypatch.setattr(logging.getLogger("nn_train"), "propagate", True)
 
     def run(*words: str, name: str = "run", task: str = "binary") -> Run:
@@ -132,9 +134,8 @@ def test_max_time_counts_what_was_trained_before(train: Train) -> None:
     first = train("train.max_time=0.05", "train.max_epochs=100000")
     again = train("train.max_time=0.05", "train.max_epochs=100001")
     assert again.status == first.status
-    longer = train("train.max_time=0.1", "train.max_epochs=100001")
-    assert longer.status["reason"] == "max_time"
-    assert longer.status["step"] > first.status["step"]
+    steps = first.status["step"] + 3
+    assert train(f"train.max_steps={steps}", "train.max_epochs=100001").status["step"] == steps
 
 
 def test_early_stopping_keeps_the_best_weights(train: Train) -> None:
@@ -244,7 +245,8 @@ def test_a_step_is_that_of_plain_pytorch(train: Train, words: tuple[str, ...], c
 def test_clipping_changes_the_step(train: Train) -> None:
     free = train("train.max_steps=1", "train.grad_clip=no", name="free")
     clipped = train("train.max_steps=1", "train.grad_clip=1e-9", name="clipped")
-    start = build_network(free.engine.config, free.engine.data).state_dict()
+    network = build_network(free.engine.config, free.engine.data)
+    start = {name: parameter.detach() for name, parameter in network.named_parameters()}
     moved = [sum(float((weights(newest(run))[n] - start[n]).abs().sum()) for n in start) for run in (free, clipped)]
     assert moved[1] < moved[0] / 5
     assert free.train[0]["grad_norm"] == clipped.train[0]["grad_norm"]
@@ -305,10 +307,10 @@ def test_bf16_trains_on_the_cpu(train: Train) -> None:
     assert run.status["state"] == "done"
     losses = run.column("loss")
     assert losses[-4:].mean() < losses[:4].mean()
-    assert all(weight.dtype == torch.float32 for weight in weights(run.folder).values())
+    assert all(weight.dtype != torch.bfloat16 for weight in weights(run.folder).values())
     full = train("train.max_epochs=20", "optim.peak_lr=0.01", name="full")
     assert run.column("loss")[0] != full.column("loss")[0]
-    np.testing.assert_allclose(run.column("loss"), full.column("loss"), rtol=0.1)
+    np.testing.assert_allclose(run.column("loss")[:20], full.column("loss")[:20], rtol=0.01)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -326,6 +328,7 @@ def test_a_compiled_network_trains_as_the_plain_one(
 ) -> None:
     words = ("train.max_steps=5", "model.dropout=0", "model.name=mlp")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     compiled, plain = train(*words, "train.compile=true", name="compiled"), train(*words, name="plain")
     np.testing.assert_allclose(compiled.column("loss"), plain.column("loss"), rtol=1e-5)
     assert weights(compiled.folder).keys() == weights(plain.folder).keys()
@@ -353,15 +356,16 @@ def test_lines_of_metrics(train: Train) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "shown"),
+    ("batch", "micro", "shown"),
     [
-        (("train.global_batch_size=256", "train.micro_batch_size=64"), "global 256 = 1 process x micro 64 x accumulation 4"),
-        (("train.global_batch_size=256",), "global 256 = 1 process x micro 256 x accumulation 1"),
-        (("train.global_batch_size=7", "train.micro_batch_size=3"), "global 7 = 1 process x micro 3 x accumulation 3"),
+        (256, "64", "global 256 = 1 process x micro 64 x accumulation 4"),
+        (256, "auto", "global 256 = 1 process x micro 256 x accumulation 1"),
+        (7, "3", "global 7 = 1 process x micro 3 x accumulation 3"),
     ],
-)  # fmt: skip
-def test_the_share_is_shown(train: Train, words: tuple[str, ...], shown: str) -> None:
-    assert shown in train(*words, "train.max_steps=2").shown
+)
+def test_the_share_is_shown(train: Train, batch: int, micro: str, shown: str) -> None:
+    words = (f"train.global_batch_size={batch}", f"train.micro_batch_size={micro}")
+    assert f"{shown}  (210 train rows a pass)" in train(*words, "train.max_steps=2").shown
 
 
 def test_a_batch_larger_than_the_table(train: Train) -> None:

@@ -55,7 +55,7 @@ def fit(
     frame: pd.DataFrame, kinds: dict[str, Any] = KINDS, *, task: Any = "regression", **options: Any
 ) -> Preprocessor:
     data = frame if "y" in frame else frame.assign(y=np.arange(len(frame), dtype=np.float64))
-    return fit_preprocessor(data, schema_of(kinds, task), PreprocessConfig(**options), seed=0)
+    return fit_preprocessor(data, schema_of(kinds, task), PreprocessConfig(**options))
 
 
 def fit_numbers(values: Any, **options: Any) -> Preprocessor:
