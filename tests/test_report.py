@@ -97,7 +97,12 @@ def compute_metrics(task, model, x, y):
 def describe_importance(task, x):
     """What metrics.json says of the columns; a regression also has the error along the first one."""
     columns = {name: {"mean": 0.3 / (place + 1) - 0.01, "std": 0.01} for place, name in enumerate(x)}
-    error = {"column": x.columns[0], "labels": ["0 to 1", "1 to 7.5"], "mean_absolute_error": [0.5, 1.25], "rows": [9, 8]}
+    error = {
+        "column": x.columns[0],
+        "labels": ["0 to 1", "1 to 7.5"],
+        "mean_absolute_error": [0.5, 1.25],
+        "rows": [9, 8],
+    }
     metric = "rmse" if task == "regression" else "log_loss"
     top = error if task == "regression" else {}
     return {"metric": metric, "num_rows": 100, "columns": columns, "error_by_top_column": top}

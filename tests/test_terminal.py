@@ -9,7 +9,8 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ VAL = {"step": 30, "epoch": 1.5, "split": "val", "loss": 0.5, "roc_auc": 0.875}
 
 
 class Screen:
-    """A pseudo-terminal of 120 columns that remembers what was written to it."""
+    """A pseudo-terminal of 80 columns that remembers what was written to it."""
 
     def __init__(self) -> None:
         self._master, self.slave = pty.openpty()
-        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
         self._content = bytearray()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -65,24 +66,18 @@ def shown_on_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
     set_up_logging()
 
 
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Screen]:
-    """This process's standard output is a terminal."""
+def on_screen(work: Callable[[], None]) -> str:
+    """What this process writes while its standard output is a terminal."""
     screen = Screen()
-    with os.fdopen(os.dup(screen.slave), "w", encoding="utf-8") as file:
-        monkeypatch.setattr(sys, "stdout", file)
-        yield screen
+    with os.fdopen(os.dup(screen.slave), "w", encoding="utf-8") as file, redirect_stdout(file):
+        work()
+    return screen.close()
 
 
 def watch(bar: ProgressBar) -> None:
     bar.show(LINE, metric="roc_auc")
     bar.show(VAL, metric="roc_auc")
     bar.close()
-
-
-def finish(screen: Screen) -> str:
-    sys.stdout.close()
-    return screen.close()
 
 
 # ---- progress
@@ -92,8 +87,8 @@ def test_a_whole_run_on_a_terminal(table_file: Path, tmp_path: Path) -> None:
     words = [*SMALL, f"data.path={table_file}", "data.target=y", "train.max_steps=200", "run.name=seen"]
     screen = Screen()
     command = [sys.executable, str(SCRIPT), *words]
-    process = subprocess.Popen(command, stdout=screen.slave, stderr=screen.slave, stdin=screen.slave, cwd=tmp_path)
-    assert process.wait(timeout=240) == 0
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), screen.slave)
+    assert subprocess.run(command, **streams, cwd=tmp_path, timeout=240, env=dict(os.environ)).returncode == 0
     text = screen.close()
     seen = without_codes(text)
     assert re.search(r"epoch \d+\.\d .*━.* \d+/200 loss \d\.\d{4}  val log_loss \d\.\d{4}  [\d,]+ rows/s", seen)
@@ -121,35 +116,32 @@ def test_without_a_terminal_there_are_plain_lines(
     assert "\r" not in shown
 
 
-def test_a_bar_shows_epoch_steps_loss_metric_and_speed(screen: Screen) -> None:
-    watch(ProgressBar(total_steps=60, first_step=10, is_main=True))
-    seen = without_codes(finish(screen))
+def test_a_bar_shows_epoch_steps_loss_metric_and_speed() -> None:
+    seen = without_codes(on_screen(lambda: watch(ProgressBar(total_steps=60, first_step=10, is_main=True))))
     assert "epoch 1.5" in seen
     assert "10/60" in seen  # where a resumed training begins
     assert "30/60 loss 0.2500  val roc_auc 0.8750  12,346 rows/s" in seen
 
 
-def test_a_line_of_the_log_does_not_break_the_bar(screen: Screen) -> None:
-    bar = ProgressBar(total_steps=60, first_step=0, is_main=True)
-    print("a checkpoint cannot be used", flush=True)
-    watch(bar)
-    assert "\na checkpoint cannot be used\n" in without_codes(finish(screen)).replace("\n\n", "\n")
+def test_a_line_of_the_log_does_not_break_the_bar() -> None:
+    def work() -> None:
+        bar = ProgressBar(total_steps=60, first_step=0, is_main=True)
+        print("a checkpoint cannot be used", flush=True)
+        watch(bar)
+
+    assert "a checkpoint cannot be used" in without_codes(on_screen(work)).splitlines()
 
 
 @pytest.mark.parametrize("term", ["dumb", "unknown"])
-def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
-    screen: Screen, monkeypatch: pytest.MonkeyPatch, term: str
-) -> None:
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
     monkeypatch.setenv("TERM", term)
-    watch(ProgressBar(total_steps=60, first_step=0, is_main=True))
-    text = finish(screen)
+    text = on_screen(lambda: watch(ProgressBar(total_steps=60, first_step=0, is_main=True)))
     assert "step 30/60  epoch 1.5  loss 0.2500    12,346 rows/s" in text
     assert "\x1b" not in text
 
 
-def test_other_processes_show_nothing(screen: Screen) -> None:
-    watch(ProgressBar(total_steps=60, first_step=0, is_main=False))
-    assert finish(screen) == ""
+def test_other_processes_show_nothing() -> None:
+    assert on_screen(lambda: watch(ProgressBar(total_steps=60, first_step=0, is_main=False))) == ""
 
 
 def test_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,9 +211,8 @@ def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None
     assert "classes: [no], :yes:; positive: :yes:" in shown
 
 
-def test_names_are_shown_as_they_are_on_a_terminal(screen: Screen) -> None:
-    print_schema(make_schema(*(make_column(name) for name in NAMES)))
-    text = finish(screen)
+def test_names_are_shown_as_they_are_on_a_terminal() -> None:
+    text = on_screen(lambda: print_schema(make_schema(*(make_column(name) for name in NAMES))))
     assert "\x1b[" in text
     for name in NAMES:
         assert name in without_codes(text)

@@ -193,10 +193,10 @@ def test_a_run_folder_that_cannot_be_written(start: Start, table_file: Path, pla
 def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_space(
     start: Start, table_file: Path, tmp_path: Path
 ) -> None:
-    words = [*SHORT, f"data.path={table_file}", "data.target=y", "checkpoint.every_steps=4"]
+    words = [*SHORT, f"data.path={table_file}", "data.target=y", "checkpoint.every_steps=4", "model.width=256"]
 
     def no_large_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
     done = subprocess.run(
         [*FORMS["script"], *words], cwd=tmp_path, capture_output=True, text=True, timeout=200, preexec_fn=no_large_files
