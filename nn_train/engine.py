@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -61,6 +62,7 @@ class Engine:
         self.run_dir = config.run_dir
         self.is_finished = False
         self.seconds: dict[str, float] = {}
+        self._tracker: NullTracker | WandbTracker = NullTracker()
         self._stack = ExitStack()
         self._is_claimed = False
 
@@ -101,26 +103,37 @@ class Engine:
     def _claim_folder(self) -> bool:
         """Open the run folder for this run, alone; True if the run in it is finished already."""
         config, run_dir = self.config, self.run_dir
-        is_new = not holds_run(run_dir)
-        if not is_new and config.checkpoint.resume == "never":
+        existed = run_dir.exists()
+        holds_run(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
             self._own(run_dir)
-            clear(run_dir)
-            is_new = True
-        if is_new:
+            if holds_run(run_dir):  # looked at again: another process may have started one
+                if config.checkpoint.resume == "auto":
+                    return self._go_on()
+                clear(run_dir)
             environment = describe_environment(
                 num_processes=self.runtime.num_processes, device=str(self.runtime.device)
             )
             files = [*self.data.files(), ("environment.json", json.dumps(environment, indent=2).encode())]
             start_folder(run_dir, config, files=[*files, ("git.diff", git_diff().encode())])
-            self._own(run_dir)
-            return False
-        previous = read_config(run_dir)
-        refuse_other_run(run_dir, previous, config, fingerprint=self.data.info["fingerprint"])
-        self._own(run_dir)
-        limits = [(c.train.max_epochs, c.train.max_steps, c.train.max_time) for c in (previous, config)]
-        if limits[0] == limits[1] and self._is_done():
+        except OSError:
+            if not existed:
+                shutil.rmtree(run_dir, ignore_errors=True)
+            raise
+        return False
+
+    def _go_on(self) -> bool:
+        """Take the run in the folder up again; True if it is finished already."""
+        config, previous = self.config, read_config(self.run_dir)
+        refuse_other_run(self.run_dir, previous, config, fingerprint=self.data.info["fingerprint"])
+        parts = [
+            (c.train.max_epochs, c.train.max_steps, c.train.max_time, c.evaluation, c.report)
+            for c in (previous, config)
+        ]
+        if parts[0] == parts[1] and self._is_done():
             return True
-        start_folder(run_dir, config, files=[])
+        start_folder(self.run_dir, config, files=[])
         return False
 
     def _is_done(self) -> bool:
@@ -167,7 +180,7 @@ class Engine:
             self.runtime.on_main(
                 lambda: write_status(self.run_dir, "stopped", reason=stop.name or "signal", step=state.step)
             )
-            self._tracker.close()
+            self.close()
             raise Stopped(f"stopped at step {state.step}; the same command goes on from there")
         logger.info(
             "trained %d steps in %.1f s (%s); best %s %.4f at step %d",
@@ -181,7 +194,6 @@ class Engine:
 
     def _open_records(self) -> None:
         self._metrics_file = MetricsFile(self.run_dir / "metrics.jsonl")
-        self._tracker: NullTracker | WandbTracker = NullTracker()
         if self.runtime.is_main:
             self._metrics_file.rewind(self.training.state.step)
             run_id = read_json(self.run_dir / "environment.json")["run_id"]
@@ -307,7 +319,6 @@ class Engine:
             with self._failure_noted():
                 write_report(self.run_dir, dpi=self.config.report.dpi)
                 self._tracker.log_report(self.run_dir, _flat_metrics(self.metrics))
-                self._tracker.close()
         if self.runtime.is_main:
             print_metrics(read_json(self.run_dir / "metrics.json"))
             logger.info("run folder: %s", self.run_dir)
@@ -316,7 +327,9 @@ class Engine:
         return page
 
     def close(self) -> None:
-        """Let go of the run folder, where stages were called one by one and `report` was not the last."""
+        """Let go of the run folder and the tracker, where `report` was not the last stage that was called."""
+        self._tracker.close()
+        self._tracker = NullTracker()
         self._stack.close()
         self._is_claimed = False
 

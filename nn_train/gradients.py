@@ -8,6 +8,7 @@ inside a process and whose upper levels are pairwise exchanges.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -75,20 +76,15 @@ class FastGradients:
         total = torch.zeros((), device=runtime.device)
         for index, (low, high) in enumerate(cut(len(mine), self.num_micro_steps)):
             runtime.seed_step(derive_seed(self.plan.seed, step, runtime.rank, index))
-            # a process without rows still takes part in the all-reduce: one row that weighs nothing
-            loss = self.sum_loss(mine[low:high]) if high > low else 0.0 * self.sum_loss(mine.new_zeros(1))
-            loss = loss / len(rows)
-            self._backward(loss, is_last=index == self.num_micro_steps - 1)
+            is_last = index == self.num_micro_steps - 1
+            # DDP decides in the forward whether the backward will reduce: both belong inside no_sync
+            with nullcontext() if is_last else runtime.accelerator.no_sync(self.model):
+                # a process without rows still takes part in the all-reduce: one row that weighs nothing
+                loss = self.sum_loss(mine[low:high]) if high > low else 0.0 * self.sum_loss(mine.new_zeros(1))
+                loss = loss / len(rows)
+                runtime.accelerator.backward(loss * runtime.num_processes)  # DDP takes the mean over processes
             total = total + loss.detach()
         return total
-
-    def _backward(self, loss: Tensor, *, is_last: bool) -> None:
-        scaled = loss * self.runtime.num_processes  # DDP takes the mean over processes
-        if is_last:
-            self.runtime.accelerator.backward(scaled)
-        else:
-            with self.runtime.accelerator.no_sync(self.model):
-                self.runtime.accelerator.backward(scaled)
 
     def global_loss(self, loss: Tensor) -> Tensor:
         """Sum the processes' parts."""

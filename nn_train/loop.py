@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
@@ -140,16 +140,21 @@ class Trainer:
         # fp16's loss scale finds its size by overflowing gradients: there the loss must tell
         watched = self.gradients.global_loss(loss) if self.config.train.mixed_precision == "fp16" else grad_norm
         if not watched.isfinite():
-            value = float(self.gradients.global_loss(loss))
-            rows = self.plan.rows(step - 1)
-            raise TrainingError(
-                f"the gradient of step {step} is not finite (loss {value:g}, gradient norm {float(grad_norm):g})",
-                where=f"train rows {', '.join(map(str, rows[:5]))}, ... ({len(rows)} rows)",
-                fix="lower optim.peak_lr, set train.grad_clip, or look for extreme values in those rows",
-            )
+            self._refuse(float(self.gradients.global_loss(loss)), grad_norm, step)
+
+    def _refuse(self, loss: float, grad_norm: Tensor, step: int) -> NoReturn:
+        rows = self.plan.rows(step - 1)
+        raise TrainingError(
+            f"the loss or gradient of step {step} is not finite (loss {loss:g}, gradient norm {float(grad_norm):g})",
+            where=f"train rows {', '.join(map(str, rows[:5]))}, ... ({len(rows)} rows)",
+            fix="lower optim.peak_lr, set train.grad_clip, or look for extreme values in those rows",
+        )
 
     def _log(self, loss: Tensor, grad_norm: Tensor, state: TrainState) -> None:
         now_s = time.monotonic()
+        value = float(self.gradients.global_loss(loss))  # every rank: collective
+        if not math.isfinite(value):
+            self._refuse(value, grad_norm, state.step)
         steps = state.step - self.logged_step
         rows = steps * self.plan.num_rows / self.plan.steps_per_epoch
         self.hooks.log(
@@ -157,7 +162,7 @@ class Trainer:
                 "step": state.step,
                 "epoch": round(self.plan.epoch_at(state.step), 4),
                 "split": "train",
-                "loss": float(self.gradients.global_loss(loss)),  # every rank: collective
+                "loss": value,
                 "lr": lr_at_step(state.step - 1, self.config.optim, total_steps=self.total_steps),
                 "rows_per_s": round(rows / max(now_s - self.logged_s, 1e-9), 1),
                 "grad_norm": float(grad_norm),

@@ -1,6 +1,7 @@
 """Script entry: words -> config -> Engine. Run it as a script, as a module, or under any launcher."""
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -23,6 +24,8 @@ DEBUG_WORDS = ("data.max_rows=2000", "train.max_steps=30", "tracking.mode=disabl
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a column's name must not end a training on an ASCII terminal
     debug = "--debug" in words
     try:
         options = _parse(words)

@@ -1,6 +1,7 @@
 """The training stage: network, optimizer and data put together, resumed and saved."""
 
 import logging
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from nn_train.loop import Hooks, Trainer, TrainState, count_steps
 from nn_train.metrics import metric_value, selection_metric
 from nn_train.models import build_model
 from nn_train.objective import Objective
-from nn_train.optim import build_optimizer
+from nn_train.optim import build_optimizer, lr_at_step
 from nn_train.packed import ResidentRows
 from nn_train.preparation import PreparedData
 from nn_train.runtime import Runtime, seed_everything
@@ -149,12 +150,22 @@ class Training:
         self.best = cpu_copy(self.network.state_dict())
 
     def _evaluate(self, state: TrainState) -> float:
+        started_s = time.monotonic()
         logits = self.logits(self.val_rows)
         loss = float(self.objective.loss_sum(logits, self.val_rows.y)) / len(self.val_rows)
         value = self.runtime.broadcast(self._selection_value(logits, self.val_rows.y) if self.runtime.is_main else 0.0)
-        values = {"loss": loss, self.metric: value, "elapsed_s": round(state.elapsed_s, 3)}
-        epoch = round(self.plan.epoch_at(state.step), 4)
-        self.record({"step": state.step, "epoch": epoch, "split": "val"} | values)
+        self.record(
+            {
+                "step": state.step,
+                "epoch": round(self.plan.epoch_at(state.step), 4),
+                "split": "val",
+                "loss": loss,
+                "lr": lr_at_step(state.step - 1, self.config.optim, total_steps=self.total_steps),
+                "rows_per_s": round(len(self.val_rows) / max(time.monotonic() - started_s, 1e-9), 1),
+                self.metric: value,
+                "elapsed_s": round(state.elapsed_s, 3),
+            }
+        )
         return value
 
     def _selection_value(self, logits: Tensor, y: Tensor) -> float:

@@ -5,6 +5,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,20 @@ def test_no_module_hides_a_library() -> None:
     for name in FILES:
         assert name.split(".")[-1] not in taken - {"__init__"}, name
     assert not list(PACKAGE.rglob("utils.py"))
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = {
+        re.split(r"[<>=\[]", line)[0].lower().replace("_", "-") for line in pyproject["project"]["dependencies"]
+    }
+    owners = importlib.metadata.packages_distributions()
+    for path in FILES.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"nn_train"}:
+                assert {owner.lower().replace("_", "-") for owner in owners[name]} & declared, f"{path.name}: {name}"
 
 
 def test_no_class_lives_in_a_script() -> None:

@@ -259,7 +259,7 @@ def test_clipping_changes_the_step(train: Train) -> None:
 
 
 def test_a_training_that_blows_up_is_stopped_and_named(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the gradient of step \d+ is not finite") as caught:
+    with pytest.raises(TrainingError, match=r"the loss or gradient of step \d+ is not finite") as caught:
         train("optim.peak_lr=10", "model.num_blocks=12", "train.grad_clip=no", "train.max_steps=500", task="regression")
     status = read_status(tmp_path / "run")
     step = int(str(caught.value).split("step ")[1].split()[0])
@@ -286,7 +286,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_leaves_the_weights(
         return loss_sum(self, logits, y) * (value if calls == 6 and logits.requires_grad else 1.0)
 
     monkeypatch.setattr(Objective, "loss_sum", broken)
-    with pytest.raises(TrainingError, match="the gradient of step 6 is not finite"):
+    with pytest.raises(TrainingError, match="the loss or gradient of step 6 is not finite"):
         train(*words, "checkpoint.every_steps=5")
     assert read_status(tmp_path / "run")["state"] == "failed"
     monkeypatch.setattr(Objective, "loss_sum", loss_sum)

@@ -1,13 +1,11 @@
 """The run folder: whole files, one owner, no foreign file touched, no other run gone on with."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +54,6 @@ def train(config: Config) -> Engine:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(path)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no right to mount a small file system here")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
 
 
 def fill(disk: Path) -> None:

@@ -147,3 +147,14 @@ def test_metrics_are_computed_from_all_rows(folder: Path) -> None:
         assert [value["processes"] for value in values] == list(WORLDS)
         assert values[0]["test"] == values[1]["test"] == values[2]["test"]
         assert values[0]["val"] == values[1]["val"] == values[2]["val"]
+
+
+def test_gradients_are_reduced_once_in_a_step(tmp_path: Path) -> None:
+    make_table(200).to_csv(tmp_path / "table.csv", index=False)
+    words = [*SMALL, f"data.path={tmp_path / 'table.csv'}", "data.target=y", "train.global_batch_size=30"]
+    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = [str(ROOT / "tests" / "run_sync_count.py"), str(tmp_path / "counts.json")]
+    command = [sys.executable, *agent, *script, *words, "train.micro_batch_size=5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "counts.json").read_text()) == {"micro_steps": 3, "counts": [1, 2, 3]}
