@@ -49,13 +49,16 @@ def load_config(path: str | Path | None = None, words: Sequence[str] = ()) -> Co
 
     A table's path that is written in the YAML is relative to that file (or, where nothing lies
     there, to the working directory); one given as a word is relative to the working directory.
-    With no path the default, configs/telco.yaml, is read.
+    With no path the default, configs/telco.yaml, is read; a path that is not found from the
+    working directory is looked for in the project.
 
     Raises:
         ConfigError: an unreadable file, an unknown key, a wrong type or range, or two settings
             that contradict each other; all problems at once.
     """
     file = Path(path) if path is not None else project_root() / "configs" / "telco.yaml"
+    if not file.exists() and (project_root() / file).exists():
+        file = project_root() / file  # `configs/telco.yaml` means the project's own from anywhere
     values = _read_yaml(file)
     _resolve_inputs(values, file.resolve().parent)
     overrides = parse_words(words)

@@ -14,13 +14,20 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+    gather_object,
+)
 
 from nn_train.errors import ConfigError, UserError, WorldError, error_from_os
 from nn_train.settings import TrainConfig
 
 T = TypeVar("T")
 logger = logging.getLogger("nn_train")
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class Runtime:
@@ -113,10 +120,17 @@ def start_runtime(config: TrainConfig, *, log_with: str | None = None) -> Runtim
         cpu=wants_cpu or not has_accelerator,  # without it, gloo processes would each be a world of one
         mixed_precision=config.mixed_precision,
         log_with=log_with,
+        # micro-batches are ours: a number left in the launcher's environment must not scale the gradients
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         # the networks' buffers are constants: sending them round before every forward would be for nothing
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     torch.set_num_threads(config.cpu_threads)  # after Accelerate, which sets a number of its own
+    if accelerator.distributed_type in SHARDED:
+        raise ConfigError(
+            f"the launcher asks for {accelerator.distributed_type.value}, and only DDP is supported",
+            fix="accelerate launch --multi_gpu --num_processes N nn_train/train.py",
+        )
     check_world(accelerator.num_processes)
     return Runtime(accelerator)
 
