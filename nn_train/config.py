@@ -65,8 +65,8 @@ def load_config(path: str | Path | None = None, words: Sequence[str] = ()) -> Co
     _resolve_inputs(overrides, Path.cwd())
     for section, settings in overrides.items():
         base = values.get(section)
-        values[section] = {**(base if isinstance(base, dict) else {}), **settings}
-    return check_config(values, where=str(file))
+        values[section] = _merge(base, settings)
+    return check_config(values, where=str(file) if path is not None or not words else "")
 
 
 def check_config(values: dict[str, Any], *, where: str) -> Config:
@@ -89,17 +89,36 @@ def parse_words(words: Sequence[str]) -> dict[str, dict[str, Any]]:
         section, dot, name = key.partition(".")
         if not sign or not dot:
             raise ConfigError(f"'{word}' is not section.key=value", fix=_suggest_key(key))
-        try:
-            # a lone sign (data.delimiter=|) is meant as it is, whatever YAML would begin with it
-            value = text if len(text) == 1 and not text.isalnum() else yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError:
-            value = text
         name, inner_dot, inner = name.partition(".")
-        if inner_dot:
-            values.setdefault(section, {}).setdefault(name, {})[inner] = value
-        else:
-            values.setdefault(section, {})[name] = value
+        value = _read_value(text, is_text=_is_text(section, name))
+        values[section] = _merge(values.get(section), {name: {inner: value} if inner_dot else value})
     return values
+
+
+def _merge(base: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` over `base`, key by key; a mapping such as data.columns is merged, not replaced."""
+    merged = dict(base) if isinstance(base, dict) else {}
+    for key, value in settings.items():
+        merged[key] = _merge(merged.get(key), value) if isinstance(value, dict) else value
+    return merged
+
+
+def _is_text(section: str, name: str) -> bool:
+    """Is the setting a name or names, which `007` and `2024-01-01` are as well?"""
+    field = SECTIONS[section].model_fields.get(name) if section in SECTIONS else None
+    return field is not None and field.annotation in (str, str | None, tuple[str, ...])
+
+
+def _read_value(text: str, *, is_text: bool) -> Any:
+    if len(text) == 1 and not text.isalnum():
+        return text  # a lone sign (data.delimiter=|) is meant as it is, whatever YAML would begin with it
+    try:
+        value = yaml.load(text, Loader=yaml.BaseLoader if is_text else _Loader)
+    except yaml.YAMLError as error:
+        if text[:1] in "[{":
+            raise ConfigError(f"'{text}' is not closed", fix="[a,b] with both brackets") from error
+        return text
+    return None if is_text and value in ("null", "~") else value
 
 
 def dump_config(config: Config) -> str:

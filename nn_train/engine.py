@@ -61,6 +61,7 @@ class Engine:
         self.debug = debug
         self.run_dir = config.run_dir
         self.is_finished = False
+        self._done: set[str] = set()
         self.seconds: dict[str, float] = {}
         self._tracker: NullTracker | WandbTracker = NullTracker()
         self._stack = ExitStack()
@@ -98,7 +99,13 @@ class Engine:
             self.close()
             raise
         self.seconds["prepare"] = time.monotonic() - started_s
+        self._done = {"prepare"}
         return self.data
+
+    def _require(self, stage: str) -> None:
+        """A stage whose work is missing would judge random weights, or nothing."""
+        if not self.is_finished and stage not in self._done:
+            raise UserError(f"this stage needs what {stage}() leaves", fix=f"call {stage}() of this Engine first")
 
     def _claim_folder(self) -> bool:
         """Open the run folder for this run, alone; True if the run in it is finished already."""
@@ -133,6 +140,7 @@ class Engine:
         ]
         if parts[0] == parts[1] and self._is_done():
             return True
+        (self.run_dir / "report.html").unlink(missing_ok=True)  # it speaks of the run as it was
         start_folder(self.run_dir, config, files=[])
         return False
 
@@ -152,6 +160,7 @@ class Engine:
         Raises:
             Stopped: on SIGTERM or Ctrl-C, after a checkpoint was written.
         """
+        self._require("prepare")
         if self.is_finished:
             logger.info("this run is finished; another: run.name=NEW, once more: checkpoint.resume=never")
             return
@@ -191,6 +200,7 @@ class Engine:
             state.best_value,
             state.best_step,
         )
+        self._done.add("train")
 
     def _open_records(self) -> None:
         self._metrics_file = MetricsFile(self.run_dir / "metrics.jsonl")
@@ -225,6 +235,7 @@ class Engine:
 
         Returns what metrics.json holds; processes other than the main one get no baselines.
         """
+        self._require("train")
         if self.is_finished:
             return read_json(self.run_dir / "metrics.json")
         started_s = time.monotonic()
@@ -242,6 +253,7 @@ class Engine:
                 self.metrics |= self._summary(decision) | {"baselines": baselines}
                 self.metrics["importance"] = self._measure_importance(decision)
                 self._write_results(arrays, decision)
+        self._done.add("evaluate")
         return self.metrics
 
     def _predict(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -314,6 +326,7 @@ class Engine:
 
     def report(self) -> Path:
         """Draw the plots and the page from the run folder alone; the path of the page."""
+        self._require("evaluate")
         page = self.run_dir / "report.html"
         if self.runtime.is_main and not self.is_finished:
             with self._failure_noted():

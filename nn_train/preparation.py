@@ -20,7 +20,7 @@ from nn_train.packed import ResidentRows, build_once, load_rows, pack_rows
 from nn_train.preprocessing import Encoded, Preprocessor, fit_preprocessor
 from nn_train.run_folder import read_json, write_file, write_json
 from nn_train.schema import SPLITS, Split, TableSchema
-from nn_train.settings import Config
+from nn_train.settings import Config, DataConfig
 from nn_train.splits import Splits, load_splits, make_splits, save_splits
 from nn_train.table import read_table
 from nn_train.table_files import cache_dir, find_files, fingerprint
@@ -105,12 +105,7 @@ def _build(config: Config, folder: Path, *, content: str, key: str) -> None:
     datasets.disable_progress_bars()
     tables = [_read_input(config, key_name, path) for key_name, path in _inputs(config)]
     table = tables[0] if len(tables) == 1 else _join(tables, config)
-    schema = infer_schema(
-        table,
-        config.data,
-        split_column=config.split.column if config.split.method != "random" else None,
-        split_column_is_feature=config.split.method == "time",
-    )
+    schema = _infer(config, table, parts=tables)
     frame = typed_frame(table, schema, config.data)
     splits = _split(config, table, frame, schema, sizes=[len(part) for part in tables])
     preprocessor = fit_preprocessor(frame.iloc[splits.train], schema, config.preprocess)
@@ -128,9 +123,43 @@ def _build(config: Config, folder: Path, *, content: str, key: str) -> None:
     for name, data in preprocessor.to_bytes().items():
         write_file(folder / name, data)
     ids = table.with_format("arrow").select_columns(list(schema.id_columns))[:] if schema.id_columns else pa.table({})
-    truth = ids.to_pandas().assign(target=frame[schema.target.name].to_numpy())
+    truth = ids.to_pandas().rename(columns=_id_names(schema))
     truth.insert(0, "row", np.arange(len(frame)))
+    truth["target"] = frame[schema.target.name].to_numpy()
     write_file(folder / ROWS_TABLE, truth.to_parquet(None, index=False))
+
+
+def _infer(config: Config, table: datasets.Dataset, *, parts: list[datasets.Dataset]) -> TableSchema:
+    split_column = config.split.column if config.split.method != "random" else None
+    is_feature = config.split.method == "time"
+
+    def infer(rows: datasets.Dataset, data: DataConfig) -> TableSchema:
+        return infer_schema(rows, data, split_column=split_column, split_column_is_feature=is_feature)
+
+    try:
+        return infer(table, config.data)
+    except DataError as error:
+        # of several tables, the one that raises the same complaint alone can name its own file and line
+        for part, (_, path) in zip(parts, _inputs(config), strict=True) if len(parts) > 1 else ():
+            try:
+                infer(part, config.data.model_copy(update={"path": path}))
+            except DataError as other:
+                if other.what.partition(" in ")[0] == error.what.partition(" in ")[0]:
+                    raise other from None
+        raise
+
+
+def _id_names(schema: TableSchema) -> dict[str, str]:
+    """Id columns under other names where predictions.parquet has a column of that name itself: `row` -> `id_row`."""
+    taken = {"row", "target", "prediction", *(f"p_{name}" for name in schema.target.classes)}
+    names = {}
+    for column in schema.id_columns:
+        name = column
+        while name in taken:
+            name = f"id_{name}"
+        taken.add(name)
+        names[column] = name
+    return names
 
 
 def _read_input(config: Config, key: str, path: str) -> datasets.Dataset:

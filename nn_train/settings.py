@@ -28,6 +28,17 @@ Metric = Literal[
     "rmse",
     "mae",
     "r2",
+    "f1_macro",
+    "f1_weighted",
+    "precision",
+    "recall",
+    "ks_statistic",
+    "lift_at_10_percent",
+    "expected_calibration_error",
+    "top_2_accuracy",
+    "median_absolute_error",
+    "pearson_r",
+    "mape",
 ]
 
 
@@ -51,8 +62,15 @@ def _duration_s(value: Any) -> Any:
 
 
 def _one_as_list(value: Any) -> Any:
-    """Read a single name, or names with commas between them, as a list."""
+    """Read a single name, or names with commas between them, as a list; null as none."""
+    if value is None:
+        return ()
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _tab(value: Any) -> Any:
+    """Read a backslash and a t as a tab."""
+    return "\t" if value == "\\t" else value
 
 
 OptionalCount = Annotated[int | None, BeforeValidator(_off_as_none)]
@@ -63,7 +81,9 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_list)]
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys and truth values where a number is meant."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -95,11 +115,11 @@ class DataConfig(Section):
     """Class counted as positive in a binary task; default: the last of the two in sorted order."""
     format: Literal["auto", "csv", "tsv", "parquet", "arrow", "json"] = "auto"
     """File format; `auto` goes by the file's name."""
-    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    delimiter: Annotated[str | None, BeforeValidator(_tab)] = Field(default=None, min_length=1, max_length=1)
     """Character between the fields of a text file; default: a comma for CSV, a tab for TSV."""
     encoding: str = "utf-8"
     """Character encoding of text files."""
-    missing_values: tuple[str, ...] = MISSING_WORDS
+    missing_values: Names = MISSING_WORDS
     """Texts that mean a missing value; spaces around them are ignored."""
     infinite: Literal["error", "missing"] = "error"
     """What to do with an infinite number: stop and name it, or treat it as missing."""

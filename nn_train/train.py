@@ -18,7 +18,7 @@ from nn_train.errors import ConfigError, Stopped, UserError, error_from_os
 from nn_train.settings import Config
 
 DONE, FAILED, USER_ERROR = 0, 1, 2
-DEBUG_WORDS = ("data.max_rows=2000", "train.max_steps=30", "tracking.mode=disabled", "checkpoint.resume=never")
+DEBUG_WORDS = ("data.max_rows=2000", "train.max_steps=30", "tracking.mode=disabled")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,13 +72,20 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _load(options: argparse.Namespace) -> Config:
     words = list(options.overrides)
     if options.debug:
-        given = parse_words(words)
-        words += [
-            word for word in DEBUG_WORDS if word.split("=")[0].split(".")[1] not in given.get(word.split(".")[0], {})
-        ]
-        if not given.get("run", {}).keys() & {"name", "dir"}:
-            words.append(f"run.name={load_config(options.config, words).name}-debug")
+        words += _debug_words(options)
     return load_config(options.config, words)
+
+
+def _debug_words(options: argparse.Namespace) -> list[str]:
+    """What --debug sets, where the user sets nothing."""
+    given = parse_words(options.overrides)
+    words = [
+        word for word in DEBUG_WORDS if word.partition("=")[0].split(".")[1] not in given.get(word.split(".")[0], {})
+    ]
+    if not given.get("run", {}).keys() & {"name", "dir"}:
+        # a folder of its own: only there may it replace what it finds
+        words += [f"run.name={load_config(options.config, options.overrides).name}-debug", "checkpoint.resume=never"]
+    return words
 
 
 def _train(config: Config, *, debug: bool) -> int:

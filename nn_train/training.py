@@ -1,6 +1,7 @@
 """The training stage: network, optimizer and data put together, resumed and saved."""
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from nn_train.checkpoint import (
     read_newest,
     write_checkpoint,
 )
+from nn_train.errors import TrainingError
 from nn_train.evaluation import Decision, predict_logits
 from nn_train.gradients import build_gradients
 from nn_train.loop import Hooks, Trainer, TrainState, count_steps
@@ -153,7 +155,13 @@ class Training:
         started_s = time.monotonic()
         logits = self.logits(self.val_rows)
         loss = float(self.objective.loss_sum(logits, self.val_rows.y)) / len(self.val_rows)
-        value = self.runtime.broadcast(self._selection_value(logits, self.val_rows.y) if self.runtime.is_main else 0.0)
+        if not math.isfinite(loss):  # every rank: all hold all logits
+            raise TrainingError(
+                f"the validation loss after step {state.step} is not finite: the weights are broken",
+                fix="lower optim.peak_lr or optim.weight_decay, or set train.grad_clip",
+            )
+        value = self.runtime.broadcast(self.runtime.on_main(lambda: self._selection_value(logits, self.val_rows.y)))
+        assert value is not None
         self.record(
             {
                 "step": state.step,
