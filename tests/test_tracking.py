@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -95,7 +96,17 @@ def offline_runs(run: Path) -> list[Path]:
 
 
 def read_records(folder: Path) -> list[wandb_internal_pb2.Record]:
-    """What wandb wrote: protobuf messages in LevelDB's log format, blocks of 32 KiB behind 7 bytes of header."""
+    """What wandb wrote, once its service has written the end of the run, which it does in its own time."""
+    deadline = time.monotonic() + 20
+    while True:
+        records = parse_records(folder)
+        if any(record.HasField("exit") for record in records) or time.monotonic() > deadline:
+            return records
+        time.sleep(0.1)
+
+
+def parse_records(folder: Path) -> list[wandb_internal_pb2.Record]:
+    """The records in the file: protobuf messages in LevelDB's log format, blocks of 32 KiB behind 7 bytes of header."""
     [path] = folder.glob("*.wandb")
     content, records, pending, position = path.read_bytes(), [], b"", 7
     while position + 7 <= len(content):
