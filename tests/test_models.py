@@ -10,7 +10,7 @@ from rtdl_num_embeddings import PiecewiseLinearEmbeddings, PiecewiseLinearEncodi
 from torch import Tensor, nn
 
 from nn_train.models import MODELS, build_model
-from nn_train.models.embeddings import CategoryEncoding, piecewise_linear
+from nn_train.models.embeddings import BinEncoding, CategoryEncoding, piecewise_linear
 from nn_train.objective import Objective
 from nn_train.schema import Task
 from nn_train.settings import ModelConfig
@@ -136,20 +136,40 @@ def test_large_categories_are_embedded_in_the_order_of_the_columns() -> None:
     assert torch.equal(parts[2], F.embedding(x_cat[:, 3], encoding.embeddings[1].weight))  # type: ignore[arg-type]
 
 
-def test_numbers_are_embedded_as_by_their_authors() -> None:
-    bins, (x_num, _) = make_bins(), make_rows(50)
-    ours = piecewise_linear(bins, 6)
-    edges = [torch.from_numpy(edges) for edges in bins]
-    with pytest.warns(UserWarning, match="just two bin edges"):  # which our own makes nothing of
-        theirs = PiecewiseLinearEmbeddings(edges, 6, activation=False, version="B")
-        encoding = PiecewiseLinearEncoding(edges)
+@pytest.mark.filterwarnings("ignore:.*just two bin edges")  # of theirs; ours makes nothing of it
+@pytest.mark.parametrize("edges", [EDGES, (2,), (2, 2), (4, 4), (2, 49)])
+def test_numbers_are_embedded_as_by_their_authors_to_the_bit(edges: Sequence[int]) -> None:
+    bins, (x_num, _) = make_bins(edges), make_rows(50, edges=edges)
+    torch.manual_seed(0)
+    ours, next_ours = piecewise_linear(bins, 6), torch.rand(1)
+    torch.manual_seed(0)
+    theirs = PiecewiseLinearEmbeddings([torch.from_numpy(b) for b in bins], 6, activation=False, version="B")
+    assert torch.equal(next_ours, torch.rand(1))  # what is drawn behind it is the same too
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+    spared = [type(module).__name__ for module in theirs.modules()].count("LinearEmbeddings")
+    assert [type(module).__name__ for module in ours.modules()].count("LinearEmbeddings") == spared == 1
     torch.nn.init.normal_(theirs.linear.weight)  # it starts at zero
     ours.load_state_dict(theirs.state_dict())
     assert torch.equal(ours(x_num), theirs(x_num))
-    # and the encoding is the formula of the paper: how much of each bin lies below the value
-    first = (x_num[:, :1] - edges[0][:-1]) / edges[0].diff()
+    for model in (ours, theirs):
+        model(x_num).square().sum().backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.filterwarnings("ignore:.*just two bin edges")
+def test_an_encoded_number_says_how_much_of_each_bin_lies_below_it() -> None:
+    bins, (x_num, _) = make_bins(), make_rows(50)
+    edges = torch.from_numpy(bins[0])
+    first = (x_num[:, :1] - edges[:-1]) / edges.diff()
     expected = torch.cat([first[:, :1].clamp(max=1), first[:, 1:-1].clamp(0, 1), first[:, -1:].clamp(min=0)], 1)
-    torch.testing.assert_close(encoding(x_num)[:, : len(edges[0]) - 1], expected)
+    encoded = PiecewiseLinearEncoding([torch.from_numpy(b) for b in bins])(x_num)
+    torch.testing.assert_close(encoded[:, : len(edges) - 1], expected)
+    encoded = BinEncoding([torch.from_numpy(b) for b in bins])(x_num)[:, 0]
+    torch.testing.assert_close(torch.cat([encoded[:, :3], encoded[:, -1:]], 1), expected)
 
 
 @every_model

@@ -1,11 +1,9 @@
 """Encodings of categorical and numeric inputs."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from rtdl_num_embeddings import PiecewiseLinearEmbeddings
 from torch import Tensor, nn
 
 
@@ -51,12 +49,97 @@ class CategoryEncoding(nn.Module):
         return parts_BE
 
 
-def piecewise_linear(bins: Sequence[np.ndarray], num_embedding: int) -> nn.Module:
+class PiecewiseLinear(nn.Module):
     """x_num (B, N) -> (B, N, E): linear inside each bin, trained per column.
 
-    Source: Gorishniy et al. 2022; version B is that of TabM (2024).
+    At the start it is a plain linear embedding, to which the bins add zeros.
+    Source: Gorishniy et al. 2022; version B is that of TabM (2024). Operations, draws and names of
+    weights are those of `rtdl_num_embeddings.PiecewiseLinearEmbeddings` (Apache-2.0), which imports
+    scikit-learn on its way: most of a second of every start.
     """
-    edges = [torch.from_numpy(np.array(column)) for column in bins]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*just two bin edges")  # a column of one bin is plainly linear
-        return PiecewiseLinearEmbeddings(edges, num_embedding, activation=False, version="B")
+
+    def __init__(self, bins: Sequence[Tensor], num_embedding: int):
+        super().__init__()
+        self.linear0 = LinearEmbeddings(len(bins), num_embedding)
+        self.impl = BinEncoding(bins)
+        self.linear = BinWeights(len(bins), self.impl.weight.shape[1], num_embedding)
+
+    def forward(self, x_num: Tensor) -> Tensor:
+        """Embed every number."""
+        return self.linear0(x_num) + self.linear(self.impl(x_num))
+
+
+class LinearEmbeddings(nn.Module):
+    """x_num (B, N) -> (B, N, E), under the name by which `optim.py` spares it from decay."""
+
+    def __init__(self, num_columns: int, num_embedding: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_columns, num_embedding))
+        self.bias = nn.Parameter(torch.empty(num_columns, num_embedding))
+        bound = num_embedding**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x_num: Tensor) -> Tensor:
+        """Scale and shift a vector by each number."""
+        return torch.addcmul(self.bias, self.weight, x_num[..., None])
+
+
+class BinEncoding(nn.Module):
+    """x_num (B, N) -> (B, N, K): how much of each bin lies below the number; K is the most bins of a column.
+
+    The last bin of a column stands at the end and the others at the front, zeros between: the outer
+    bins, which go on beyond their edges, are then in one place for all columns.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    single_bin_mask: Tensor | None
+    mask: Tensor | None
+
+    def __init__(self, bins: Sequence[Tensor]):
+        super().__init__()
+        counts = torch.tensor([len(edges) - 1 for edges in bins])
+        most = int(counts.max())
+        self.register_buffer("weight", torch.zeros(len(bins), most))
+        self.register_buffer("bias", torch.zeros(len(bins), most))
+        is_single = counts == 1
+        self.register_buffer("single_bin_mask", is_single if is_single.any() else None)
+        # which places are bins: nothing reads it, and it stays so that saved weights keep their names
+        is_bin = (torch.arange(most) < counts[:, None] - 1) | (torch.arange(most) == most - 1)
+        self.register_buffer("mask", None if is_bin.all() else is_bin)
+        for column, edges in enumerate(bins):
+            width = edges.diff()
+            assert (width > 0).all(), f"edges of column {column} do not increase"
+            weight, bias = 1.0 / width, -edges[:-1] / width
+            self.weight[column, -1], self.bias[column, -1] = weight[-1], bias[-1]
+            self.weight[column, : len(width) - 1], self.bias[column, : len(width) - 1] = weight[:-1], bias[:-1]
+
+    def forward(self, x_num: Tensor) -> Tensor:
+        """Encode every number."""
+        x = torch.addcmul(self.bias, self.weight, x_num[..., None])
+        if x.shape[-1] == 1:
+            return x
+        last = x[..., -1:].clamp_min(0.0)
+        if self.single_bin_mask is not None:
+            last = torch.where(self.single_bin_mask[..., None], x[..., -1:], last)
+        return torch.cat([x[..., :1].clamp_max(1.0), x[..., 1:-1].clamp(0.0, 1.0), last], dim=-1)
+
+
+class BinWeights(nn.Module):
+    """Encoded bins (B, N, K) -> (B, N, E), by weights of each column's own that start at zero."""
+
+    def __init__(self, num_columns: int, num_bins: int, num_embedding: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_columns, num_bins, num_embedding))
+        nn.init.uniform_(self.weight)  # drawn and thrown away by the authors: later weights are drawn after it
+        nn.init.zeros_(self.weight)
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        """Multiply each column's bins by its weights."""
+        return (encoded.transpose(0, 1) @ self.weight).transpose(0, 1)
+
+
+def piecewise_linear(bins: Sequence[np.ndarray], num_embedding: int) -> PiecewiseLinear:
+    """The embedding for these bin edges, one array a column."""
+    return PiecewiseLinear([torch.from_numpy(np.array(column)) for column in bins], num_embedding)
