@@ -4,8 +4,6 @@ Shapes: B rows, C classes; binary logits are (B,), multiclass logits (B, C).
 """
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, softmax
 
 from nn_train.schema import Task
 
@@ -14,6 +12,8 @@ LOWEST, HIGHEST = 0.05, 20.0
 
 def probabilities(logits: np.ndarray, temperature: float, *, task: Task) -> np.ndarray:
     """Probability of the positive class (B,), or of every class (B, C); float64."""
+    from scipy.special import expit, softmax  # for the process that judges: not before the first step
+
     scaled = logits.astype(np.float64) / temperature
     return expit(scaled) if task == "binary" else softmax(scaled, axis=1)
 
@@ -25,6 +25,9 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray, *, task: Task) -> float:
     a standard normal prior: too weak to be seen from a hundred rows on, it keeps a few rows without
     an error from driving the temperature to zero. 1 where the logits are not finite.
     """
+    from scipy.optimize import minimize_scalar  # once training is done
+    from scipy.special import log_softmax
+
     values = logits.astype(np.float64)
     if not np.isfinite(values).all():
         return 1.0

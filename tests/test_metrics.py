@@ -1,10 +1,12 @@
 """Metrics: equal to scikit-learn's or to arithmetic by hand, and NaN without a warning where they have no value."""
 
+import itertools
 import math
 from typing import get_args
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from scipy.stats import ks_2samp, pearsonr
 from sklearn import metrics as sk
 
@@ -132,6 +134,27 @@ def test_regression_metrics_equal_scikit_learn(seed: int) -> None:
         "mape": sk.mean_absolute_percentage_error(y, v),
     }
     assert compute_metrics(y, v, task="regression") == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 8, 9, 128, 1000, 10_007])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_metrics_that_choose_weights_by_default_are_scikit_learns_to_the_bit(num_rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for num_classes, order in itertools.product((2, 3, 11), "CF"):
+        y = rng.integers(0, num_classes, size=num_rows)
+        logits = rng.normal(scale=rng.choice([1, 30, 1000]), size=(num_rows, num_classes))  # some of 0 and of 1
+        p = np.asarray(softmax(logits, axis=1), order=order)
+        labels = np.arange(num_classes)
+        assert metric_value("log_loss", y, p, task="multiclass") == sk.log_loss(y, p, labels=labels)
+        if num_classes == 2:
+            assert metric_value("log_loss", y, p[:, 1], task="binary") == sk.log_loss(y, p[:, 1], labels=labels)
+        p = p.astype(np.float32)  # of a baseline
+        want = sk.log_loss(y, p, labels=labels)
+        assert metric_value("log_loss", y, p, task="multiclass") == pytest.approx(want, rel=1e-6)
+    for scale in (1, 1e-9, 1e150):
+        y = rng.normal(size=num_rows) * scale
+        v = y + rng.normal(size=num_rows) * scale
+        assert metric_value("rmse", y, v, task="regression") == sk.root_mean_squared_error(y, v)
 
 
 @pytest.mark.parametrize("task", TASKS)
