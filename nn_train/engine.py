@@ -14,14 +14,12 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from nn_train.baselines import BaselineData, BaselineRows, fit_baselines
 from nn_train.environment import describe_environment, git_diff
 from nn_train.errors import Stopped, UserError
 from nn_train.evaluation import Decision, choose_decision, judge, prediction_frame, write_predictions
 from nn_train.importance import permutation_importance
 from nn_train.overfit import overfit_one_batch
 from nn_train.preparation import PreparedData, prepare_data
-from nn_train.report import write_report
 from nn_train.run_folder import (
     clear,
     holds_run,
@@ -279,6 +277,9 @@ class Engine:
         }
 
     def _fit_baselines(self) -> dict[str, Any]:
+        # scikit-learn's models, for the main process once training is done: not before the first step
+        from nn_train.baselines import BaselineData, BaselineRows, fit_baselines
+
         fitted = self.data.preprocessor
         target = fitted.target
         parts = {}
@@ -330,6 +331,8 @@ class Engine:
         page = self.run_dir / "report.html"
         if self.runtime.is_main and not self.is_finished:
             with self._failure_noted():
+                from nn_train.report import write_report  # matplotlib and pandas: not before the first step
+
                 write_report(self.run_dir, dpi=self.config.report.dpi)
                 self._tracker.log_report(self.run_dir, _flat_metrics(self.metrics))
         if self.runtime.is_main:

@@ -2,10 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -13,10 +12,13 @@ from nn_train.batch_plan import cut
 from nn_train.calibration import choose_threshold, fit_temperature, probabilities
 from nn_train.metrics import compute_metrics
 from nn_train.packed import ResidentRows
-from nn_train.preprocessing import Preprocessor
+from nn_train.preprocessor import Preprocessor
 from nn_train.run_folder import write_file
 from nn_train.runtime import Runtime
 from nn_train.settings import EvaluationConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @torch.no_grad()
@@ -89,9 +91,11 @@ def judge(logits: np.ndarray, y: np.ndarray, preprocessor: Preprocessor, decisio
 
 
 def prediction_frame(
-    logits: np.ndarray, truth: pd.DataFrame, preprocessor: Preprocessor, decision: Decision
-) -> pd.DataFrame:
+    logits: np.ndarray, truth: "pd.DataFrame", preprocessor: Preprocessor, decision: Decision
+) -> "pd.DataFrame":
     """`truth` (row, ids, target) with the prediction and the probability of each class beside it."""
+    import pandas as pd  # once training is done: not before the first step
+
     target = preprocessor.target
     values = decision.predict(logits, preprocessor)
     frame: dict[str, Any] = {}
@@ -105,6 +109,6 @@ def prediction_frame(
     return pd.concat([truth.reset_index(drop=True), pd.DataFrame(frame)], axis=1)
 
 
-def write_predictions(path: Path, frame: pd.DataFrame) -> None:
+def write_predictions(path: Path, frame: "pd.DataFrame") -> None:
     """Write predictions as Parquet, whole."""
     write_file(path, frame.to_parquet(None, index=False))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nn_train.metrics import LOWER_IS_BETTER, metric_value
 from nn_train.packed import Batch, ResidentRows
-from nn_train.preprocessing import Preprocessor
+from nn_train.preprocessor import Preprocessor
 
 NUM_REPEATS = 5
 MOST_ROWS = 5_000

@@ -10,9 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -21,15 +19,7 @@ from torch import Tensor
 
 DONE_FILE = "complete"
 ROWS_FILE = "rows.arrow"
-BATCH_ROWS = 16_384
-
-
-class RowEncoder(Protocol):
-    """Turns raw Arrow rows into x_num (B, N), x_cat (B, C) and y (B,)."""
-
-    def __call__(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Encode one batch."""
-        ...
+TRUTH_FILE = "truth.parquet"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,51 +82,20 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     return True
 
 
-def pack_rows(table: datasets.Dataset, encode: RowEncoder, folder: Path, *, fingerprint: str) -> None:
-    """Encode every row of `table` through `datasets` and write the packed rows into `folder`."""
-    first = encode(table.with_format("arrow")[:1])
-    # Arrow has no lists of no values: a table without numeric, or categorical, inputs has no such column
-    lists = {
-        name: datasets.Sequence(datasets.Value(kind), length=array.shape[1])
-        for name, kind, array in (("x_num", "float32", first[0]), ("x_cat", "int32", first[1]))
-        if array.shape[1]
-    }
-    features = datasets.Features(lists | {"y": datasets.Value(str(first[2].dtype))})
-
-    def encode_batch(rows: pa.Table) -> pa.Table:
-        x_num, x_cat, y = encode(rows)
-        arrays = {"x_num": x_num, "x_cat": x_cat}
-        columns = {name: _fixed_lists(arrays[name]) for name in lists}
-        return pa.table(columns | {"y": pa.array(y)}, schema=features.arrow_schema)
-
-    table.with_format("arrow").map(
-        encode_batch,
-        batched=True,
-        batch_size=BATCH_ROWS,
-        remove_columns=table.column_names,
-        features=features,
-        new_fingerprint=fingerprint,
-        cache_file_name=str(folder / ROWS_FILE),
-        writer_batch_size=BATCH_ROWS,
-    )
-
-
-def _fixed_lists(array: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
-
-
 def load_rows(folder: Path, positions: np.ndarray, *, device: torch.device) -> ResidentRows:
     """Read the packed rows at `positions` (in that order) onto the device."""
-    table = datasets.Dataset.from_file(str(folder / ROWS_FILE)).data.table
+    with pa.memory_map(str(folder / ROWS_FILE)) as source:  # as `datasets` opens it, without its import
+        table = pa.ipc.open_stream(source).read_all()
 
+    # by DLPack, since Arrow's own `to_numpy` imports pandas
     def lists(name: str, dtype: type) -> np.ndarray:
         if name not in table.column_names:
             return np.zeros((len(positions), 0), dtype)
         array = table.column(name).combine_chunks()
-        return array.flatten().to_numpy().reshape(len(array), -1)[positions]
+        return np.from_dlpack(array.flatten()).reshape(len(array), -1)[positions]
 
     return ResidentRows(
         x_num=torch.from_numpy(lists("x_num", np.float32)).to(device),
         x_cat=torch.from_numpy(lists("x_cat", np.int32)).to(device, torch.int64),
-        y=torch.from_numpy(table.column("y").to_numpy()[positions]).to(device),
+        y=torch.from_numpy(np.from_dlpack(table.column("y").combine_chunks())[positions]).to(device),
     )

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from nn_train.errors import DataError
-from nn_train.settings import DataConfig
+from nn_train.settings import Config, DataConfig
 
 FORMATS = {
     ".csv": "csv",
@@ -36,6 +36,14 @@ FORMATS = {
 }
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
 TEXT_FORMATS = ("csv", "tsv")
+
+
+def input_paths(config: Config) -> list[tuple[str, str]]:
+    """The setting and the path of each table of a run."""
+    paths = [("data.path", config.data.path)]
+    if config.split.method == "files":
+        paths += [("split.val_path", config.split.val_path or ""), ("split.test_path", config.split.test_path or "")]
+    return paths
 
 
 def find_files(path: str, *, key: str = "data.path") -> list[Path]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from nn_train.preparation import CODE
+from tests.conftest import ROOT, make_table
 
 PACKAGE = ROOT / "nn_train"
 # A module imports from its own layer and from those above it in this list, never from one below.
@@ -20,7 +21,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("batch_plan", "metrics", "calibration", "objective", "optim", "models", "models.embeddings", "models.mlp"),
     ("baselines", "run_folder", "runtime", "tracking", "terminal", "environment"),
     ("table_files", "table_text", "table", "values", "inference_target", "inference"),
-    ("splits", "preprocessing", "packed", "preparation"),
+    ("splits", "splitting", "preprocessor", "preprocessing", "packed", "building", "preparation"),
     ("plots", "plots_run", "plots_binary", "plots_multiclass", "plots_regression"),
     ("report_run", "report_page", "report"),
     ("gradients", "loop", "checkpoint", "evaluation", "importance", "overfit", "training"),
@@ -88,6 +89,50 @@ def test_there_is_no_import_cycle() -> None:
 def test_light_modules_import_no_torch(module: str) -> None:
     code = f"import sys, nn_train.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_the_cache_of_packed_rows_is_keyed_by_all_code_that_makes_them() -> None:
+    found = {"preparation"}  # which chooses the key
+    ahead = ["building"]
+    while ahead:
+        module = ahead.pop()
+        if module not in found and LEVEL[module] >= LEVEL["table"]:
+            found.add(module)
+            ahead += IMPORTS[module]
+    assert set(CODE) == found
+    assert len(CODE) == len(found)
+
+
+HEAVY = ("datasets", "jinja2", "matplotlib", "pandas", "scipy", "sklearn", "wandb")
+FIRST_STEP = """
+import sys
+from nn_train import loop
+from nn_train.train import main
+
+def start(*_):
+    print("at the first step:", sorted(set({heavy!r}) & set(sys.modules)), flush=True)
+    sys.exit(0)
+
+loop.Trainer.run = start
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_a_start_that_finds_its_rows_packed_imports_nothing_else_before_its_first_step(
+    task: str, tmp_path: Path
+) -> None:
+    # a second of every start and restart, on every process
+    make_table(100, task=task).to_csv(tmp_path / "table.csv", index=False)
+    words = [f"data.path={tmp_path / 'table.csv'}", "data.target=y", "tracking.mode=disabled"]
+    command = [sys.executable, "-c", FIRST_STEP.format(heavy=HEAVY), *words]
+    for name, was_cached in (("first", False), ("second", True)):
+        done = subprocess.run(
+            [*command, f"run.dir={tmp_path / name}"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("(found packed)" in done.stdout + done.stderr) is was_cached
+    assert "at the first step: []" in done.stdout
 
 
 def test_no_module_hides_a_library() -> None:

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from nn_train import preparation
+from nn_train import building
+from nn_train.building import BATCH_ROWS, pack_rows
 from nn_train.config import load_config
 from nn_train.errors import DataError
-from nn_train.packed import BATCH_ROWS, DONE_FILE, ResidentRows, build_once, load_rows, pack_rows
+from nn_train.packed import DONE_FILE, ResidentRows, build_once, load_rows
 from nn_train.preparation import PreparedData, prepare_data
 from tests.conftest import ROOT, make_table
 
@@ -238,8 +239,8 @@ def prepare(path: Path, *words: str) -> PreparedData:
 def encoded_by_hand(path: Path, prepared: PreparedData, *words: str) -> tuple[np.ndarray, ...]:
     """Preprocessor.transform on the whole typed table."""
     config = load_config(words=[f"data.path={path}", "data.target=y", *words])
-    table = preparation.read_table(config.data)
-    encoded = prepared.preprocessor.transform(preparation.typed_frame(table, prepared.schema, config.data))
+    table = building.read_table(config.data)
+    encoded = prepared.preprocessor.transform(building.typed_frame(table, prepared.schema, config.data))
     assert encoded.y is not None
     return encoded.x_num, encoded.x_cat, encoded.y
 
@@ -277,7 +278,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def forbid() -> None:
         for name in ("read_table", "infer_schema", "typed_frame", "fit_preprocessor", "pack_rows"):
-            monkeypatch.setattr(preparation, name, refuse)
+            monkeypatch.setattr(building, name, refuse)
 
     return forbid
 

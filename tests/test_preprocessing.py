@@ -20,16 +20,8 @@ from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardSca
 from nn_train.config import load_config
 from nn_train.errors import DataError
 from nn_train.preparation import prepare_data
-from nn_train.preprocessing import (
-    DATE_PARTS,
-    LARGEST,
-    MISSING,
-    NUM_RESERVED,
-    UNSEEN,
-    Preprocessor,
-    bin_edges,
-    fit_preprocessor,
-)
+from nn_train.preprocessing import bin_edges, fit_preprocessor
+from nn_train.preprocessor import DATE_PARTS, LARGEST, MISSING, NUM_RESERVED, UNSEEN, Preprocessor
 from nn_train.schema import ColumnSpec, TableSchema, TargetSpec
 from nn_train.settings import PreprocessConfig
 from tests.conftest import ROOT, make_table

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from nn_train.errors import DataError
 from nn_train.schema import SPLITS, Task
 from nn_train.settings import SplitConfig
-from nn_train.splits import Splits, load_splits, make_splits, save_splits
+from nn_train.splits import Splits, load_splits, save_splits
+from nn_train.splitting import make_splits
 
 NUM_ROWS = 1000
 RNG = np.random.default_rng(0)

@@ -1,0 +1,230 @@
+"""Packed rows of a table that is not found packed: read, infer, split, fit, encode.
+
+Imported where there is work to do alone: a start that finds its rows packed pays for none of these libraries.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from nn_train.errors import DataError
+from nn_train.inference import infer_schema
+from nn_train.packed import ROWS_FILE, TRUTH_FILE
+from nn_train.preprocessing import fit_preprocessor
+from nn_train.preprocessor import Encoded, Preprocessor
+from nn_train.run_folder import write_file, write_json
+from nn_train.schema import SPLITS, TableSchema
+from nn_train.settings import Config, DataConfig
+from nn_train.splits import Splits, save_splits
+from nn_train.splitting import make_splits
+from nn_train.table import read_table
+from nn_train.table_files import input_paths
+from nn_train.values import typed_frame
+
+BATCH_ROWS = 16_384
+
+
+class RowEncoder(Protocol):
+    """Turns raw Arrow rows into x_num (B, N), x_cat (B, C) and y (B,)."""
+
+    def __call__(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Encode one batch."""
+        ...
+
+
+def build_rows(config: Config, folder: Path, *, content: str, key: str) -> None:
+    """Fill `folder` with the packed rows of the run's tables and with all that was found out on the way.
+
+    Raises:
+        DataError: the table cannot be read, split or encoded as the config says.
+    """
+    datasets.disable_progress_bars()
+    tables = [_read_input(config, key_name, path) for key_name, path in input_paths(config)]
+    table = tables[0] if len(tables) == 1 else _join(tables, config)
+    schema = _infer(config, table, parts=tables)
+    frame = typed_frame(table, schema, config.data)
+    splits = _split(config, table, frame, schema, sizes=[len(part) for part in tables])
+    preprocessor = fit_preprocessor(frame.iloc[splits.train], schema, config.preprocess)
+
+    def encode(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        encoded = preprocessor.transform(typed_frame(rows, schema, config.data))
+        assert encoded.y is not None
+        return encoded.x_num, encoded.x_cat, encoded.y
+
+    pack_rows(table, encode, folder, fingerprint=key)
+    encoded = preprocessor.transform(frame)
+    write_json(folder / "schema.json", schema.to_json())
+    write_json(folder / "data.json", describe(frame, encoded, splits, schema, preprocessor) | {"fingerprint": content})
+    save_splits(splits, folder / "splits.npz")
+    for name, data in preprocessor.to_bytes().items():
+        write_file(folder / name, data)
+    ids = table.with_format("arrow").select_columns(list(schema.id_columns))[:] if schema.id_columns else pa.table({})
+    truth = ids.to_pandas().rename(columns=_id_names(schema))
+    truth.insert(0, "row", np.arange(len(frame)))
+    truth["target"] = frame[schema.target.name].to_numpy()
+    write_file(folder / TRUTH_FILE, truth.to_parquet(None, index=False))
+
+
+def _infer(config: Config, table: datasets.Dataset, *, parts: list[datasets.Dataset]) -> TableSchema:
+    split_column = config.split.column if config.split.method != "random" else None
+    is_feature = config.split.method == "time"
+
+    def infer(rows: datasets.Dataset, data: DataConfig) -> TableSchema:
+        return infer_schema(rows, data, split_column=split_column, split_column_is_feature=is_feature)
+
+    try:
+        return infer(table, config.data)
+    except DataError as error:
+        # of several tables, the one that raises the same complaint alone can name its own file and line
+        for part, (_, path) in zip(parts, input_paths(config), strict=True) if len(parts) > 1 else ():
+            try:
+                infer(part, config.data.model_copy(update={"path": path}))
+            except DataError as other:
+                if other.what.partition(" in ")[0] == error.what.partition(" in ")[0]:
+                    raise other from None
+        raise
+
+
+def _id_names(schema: TableSchema) -> dict[str, str]:
+    """Id columns under other names where predictions.parquet has a column of that name itself: `row` -> `id_row`."""
+    taken = {"row", "target", "prediction", *(f"p_{name}" for name in schema.target.classes)}
+    names = {}
+    for column in schema.id_columns:
+        name = column
+        while name in taken:
+            name = f"id_{name}"
+        taken.add(name)
+        names[column] = name
+    return names
+
+
+def _read_input(config: Config, key: str, path: str) -> datasets.Dataset:
+    table = read_table(config.data, path)
+    if not len(table):
+        raise DataError("the table holds no rows", where=path, fix=f"{key}=FILE")
+    return table
+
+
+def _join(tables: list[datasets.Dataset], config: Config) -> datasets.Dataset:
+    names = tables[0].column_names
+    for table, (key, path) in zip(tables[1:], input_paths(config)[1:], strict=True):
+        missing = [name for name in names if name not in table.column_names]
+        if missing:
+            raise DataError(f"column '{missing[0]}' of the train table is missing", where=path, fix=f"{key}=FILE")
+    try:
+        return datasets.concatenate_datasets([table.select_columns(names) for table in tables])
+    except ValueError as error:
+        raise DataError(f"the tables hold columns of different types: {error}", where=config.data.path) from None
+
+
+def _split(
+    config: Config, table: datasets.Dataset, frame: pd.DataFrame, schema: TableSchema, *, sizes: list[int]
+) -> Splits:
+    target = frame[schema.target.name]
+    present = np.flatnonzero(target.notna().to_numpy())
+    edges = np.cumsum([0, *sizes])
+    values = target.to_numpy()[present]
+    column = None
+    if config.split.column is not None and config.split.method != "random":
+        column = _split_values(table, config.split.column, method=config.split.method).iloc[present]
+    splits = make_splits(
+        config.split,
+        target=values.astype(np.float64) if schema.target.task == "regression" else values.astype(str),
+        task=schema.target.task,
+        column=column,
+        sizes=tuple(int(n) for n in np.diff(np.searchsorted(present, edges)))
+        if config.split.method == "files"
+        else None,
+        where=config.data.path,
+    )
+    return Splits(**{split: present[getattr(splits, split)] for split in SPLITS})
+
+
+def _split_values(table: datasets.Dataset, name: str, *, method: str) -> pd.Series:
+    values = table.with_format("arrow").select_columns([name])[:].column(name).to_pandas()
+    if method == "time" and values.dtype == object:
+        numbers = pd.to_numeric(values, errors="coerce")
+        values = numbers if numbers.notna().all() else pd.to_datetime(values, errors="coerce", format="mixed")
+    return values
+
+
+def describe(
+    frame: pd.DataFrame, encoded: Encoded, splits: Splits, schema: TableSchema, preprocessor: Preprocessor
+) -> dict[str, Any]:
+    """What the report says of the data: class counts, drift between the splits, warnings."""
+    target = frame[schema.target.name]
+    parts = {split: target.iloc[getattr(splits, split)] for split in SPLITS}
+    warnings = [
+        f"column '{c.name}' was dropped: {c.dropped}"
+        for c in schema.columns
+        if c.dropped and not c.dropped.startswith(("data.", "split"))
+    ]
+    warnings += [f"column '{name}' was dropped: {reason}" for name, reason in preprocessor.dropped.items()]
+    classes, stats = None, None
+    if schema.target.task == "regression":
+        stats = {split: {"mean": float(part.mean()), "std": float(part.std(ddof=0))} for split, part in parts.items()}
+    else:
+        counts = {split: part.value_counts() for split, part in parts.items()}
+        classes = {split: {c: int(counts[split].get(c, 0)) for c in schema.target.classes} for split in SPLITS}
+    return {
+        "rows": {split: len(part) for split, part in parts.items()},
+        "class_counts": classes,
+        "target_stats": stats,
+        "drift": _drift(encoded, splits, preprocessor),
+        "warnings": warnings,
+    }
+
+
+def _drift(encoded: Encoded, splits: Splits, preprocessor: Preprocessor) -> dict[str, dict[str, float]]:
+    """Per column: shift of the scaled mean in train deviations, or the share of rows that moved level."""
+    drift: dict[str, dict[str, float]] = {}
+    for split in ("val", "test"):
+        rows = getattr(splits, split)
+        for index, column in enumerate(preprocessor.numeric):
+            train = encoded.x_num[splits.train, index].astype(np.float64)
+            shift = abs(encoded.x_num[rows, index].astype(np.float64).mean() - train.mean()) / (train.std() or 1.0)
+            drift.setdefault(column.column, {})[split] = max(float(shift), drift.get(column.column, {}).get(split, 0.0))
+        for index, category in enumerate(preprocessor.categorical):
+            shares = [
+                np.bincount(encoded.x_cat[part, index], minlength=category.cardinality) / len(part)
+                for part in (splits.train, rows)
+            ]
+            drift.setdefault(category.column, {})[split] = float(abs(shares[0] - shares[1]).sum() / 2)
+    return drift
+
+
+def pack_rows(table: datasets.Dataset, encode: RowEncoder, folder: Path, *, fingerprint: str) -> None:
+    """Encode every row of `table` through `datasets` and write the packed rows into `folder`."""
+    first = encode(table.with_format("arrow")[:1])
+    # Arrow has no lists of no values: a table without numeric, or categorical, inputs has no such column
+    lists = {
+        name: datasets.Sequence(datasets.Value(kind), length=array.shape[1])
+        for name, kind, array in (("x_num", "float32", first[0]), ("x_cat", "int32", first[1]))
+        if array.shape[1]
+    }
+    features = datasets.Features(lists | {"y": datasets.Value(str(first[2].dtype))})
+
+    def encode_batch(rows: pa.Table) -> pa.Table:
+        x_num, x_cat, y = encode(rows)
+        arrays = {"x_num": x_num, "x_cat": x_cat}
+        columns = {name: _fixed_lists(arrays[name]) for name in lists}
+        return pa.table(columns | {"y": pa.array(y)}, schema=features.arrow_schema)
+
+    table.with_format("arrow").map(
+        encode_batch,
+        batched=True,
+        batch_size=BATCH_ROWS,
+        remove_columns=table.column_names,
+        features=features,
+        new_fingerprint=fingerprint,
+        cache_file_name=str(folder / ROWS_FILE),
+        writer_batch_size=BATCH_ROWS,
+    )
+
+
+def _fixed_lists(array: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])

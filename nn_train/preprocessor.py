@@ -1,0 +1,207 @@
+"""A fitted preprocessor: from typed columns to numbers and back, saved without pickle.
+
+Shapes: B rows, N numeric inputs, C categorical inputs. Codes of a category: 0 unseen or rare,
+1 missing, 2 and up the levels. A numeric column that had missing train values also gets a
+categorical input that says where.
+
+A run whose rows are packed reads one and encodes nothing: pandas and SciPy are imported by what encodes.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from nn_train.errors import DataError
+from nn_train.schema import TargetSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNSEEN, MISSING, NUM_RESERVED = 0, 1, 2
+LARGEST = 1e6  # scaled values are cut here, so that a wild value cannot overflow float32 arithmetic
+WILDEST = 1e100  # raw values are cut here, and below its inverse are zero, so that squares do not leave float64
+FINEST = 1e-30  # numbers that are closer together are one, so that the width of a bin does not underflow in float32
+DATE_PARTS = ("year", "month", "day", "weekday", "hour", "days")
+INDICATOR_LEVELS = ("present", "missing")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NumericInput:
+    """One scaled number: a numeric column, or one part of a date."""
+
+    column: str
+    part: str = ""
+    has_indicator: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name for people: the column, with the date part behind a dot."""
+        return f"{self.column}.{self.part}" if self.part else self.column
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CategoricalInput:
+    """One code: a category with its levels in the order of their codes."""
+
+    column: str
+    levels: tuple[str, ...]
+    had_missing: bool
+
+    @property
+    def cardinality(self) -> int:
+        """Number of codes, the reserved ones included."""
+        return NUM_RESERVED + len(self.levels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Rows as arrays: x_num (B, N) float32, x_cat (B, C) int32, y (B,) int64 or float32.
+
+    `y` is None where the table has no target; a row with a missing target has -1 or NaN.
+    """
+
+    x_num: np.ndarray
+    x_cat: np.ndarray
+    y: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessor:
+    """What was fitted on the train rows. `arrays` holds the scaler, the fill values and the bin edges."""
+
+    scaler: str
+    numeric: tuple[NumericInput, ...]
+    categorical: tuple[CategoricalInput, ...]
+    target: TargetSpec
+    target_mean: float
+    target_std: float
+    dropped: dict[str, str]
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Number of codes of each categorical input, indicators behind the categories."""
+        indicators = sum(column.has_indicator for column in self.numeric)
+        return tuple(c.cardinality for c in self.categorical) + (NUM_RESERVED + len(INDICATOR_LEVELS),) * indicators
+
+    @property
+    def bins(self) -> list[np.ndarray]:
+        """Edges of the piecewise-linear encoding of each numeric input, increasing, float32."""
+        return np.split(self.arrays["bin_edges"], np.cumsum(self.arrays["bin_counts"])[:-1]) if self.numeric else []
+
+    def transform(self, frame: "pd.DataFrame") -> Encoded:
+        """Encode typed columns; unseen levels and missing values never fail and never give NaN."""
+        raw = numeric_matrix(frame, self.numeric)
+        x_num = (
+            fill_gaps(scale_numbers(raw, self.arrays), self.arrays["fill"]) if self.numeric else raw.astype(np.float32)
+        )
+        indicators = [np.isnan(raw[:, i]) + NUM_RESERVED for i, c in enumerate(self.numeric) if c.has_indicator]
+        codes = [_codes(frame[c.column], c) for c in self.categorical] + indicators
+        x_cat = np.stack(codes, axis=1) if codes else np.zeros((len(frame), 0))
+        return Encoded(
+            x_num=x_num,
+            x_cat=x_cat.astype(np.int32),
+            y=self._encode_target(frame[self.target.name]) if self.target.name in frame else None,
+        )
+
+    def unscale(self, x_num: np.ndarray) -> np.ndarray:
+        """Bring scaled numbers (B, N) back to the units of the table, float64; filled gaps give the fill value."""
+        scaled = x_num.astype(np.float64)
+        if "quantiles" not in self.arrays:
+            return scaled * self.arrays["scale"] + self.arrays["center"]
+        from scipy.special import ndtr  # not before the first step
+
+        places = zip(ndtr(scaled).T, self.arrays["shares"].T, self.arrays["quantiles"].T, strict=True)
+        return np.stack([np.interp(*column) for column in places], axis=1)
+
+    def _encode_target(self, values: "pd.Series") -> np.ndarray:
+        if self.target.task == "regression":
+            return ((values.to_numpy(np.float64) - self.target_mean) / self.target_std).astype(np.float32)
+        codes = _positions(values, self.target.classes)
+        is_unknown = (codes < 0) & values.notna().to_numpy()
+        if is_unknown.any():
+            value = values.iloc[int(np.argmax(is_unknown))]
+            raise DataError(
+                f"column '{self.target.name}' holds the class '{value}', which the network does not know",
+                fix=f"the classes are {', '.join(self.target.classes[:20])}",
+            )
+        return codes
+
+    def with_gaps(self, x_num: np.ndarray, x_cat: np.ndarray) -> np.ndarray:
+        """`x_num` with NaN where an indicator says "missing", for models that handle gaps themselves."""
+        names = [column.column for column in self.numeric if column.has_indicator]
+        is_missing = dict(zip(names, x_cat[:, len(self.categorical) :].T == NUM_RESERVED + 1, strict=True))
+        gaps = x_num.copy()
+        for index, column in enumerate(self.numeric):
+            if column.column in is_missing:  # every part of a date
+                gaps[is_missing[column.column], index] = np.nan
+        return gaps
+
+    def decode_target(self, y: np.ndarray) -> np.ndarray:
+        """Bring standardised regression values back to the target's own unit, float64."""
+        return y.astype(np.float64) * self.target_std + self.target_mean
+
+    def to_bytes(self) -> dict[str, bytes]:
+        """File name -> content; equal preprocessors give equal bytes."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "arrays"}
+        text = json.dumps(values, default=dataclasses.asdict, indent=1, ensure_ascii=False)
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        return {"preprocessor.json": text.encode(), "preprocessor.safetensors": save(arrays)}
+
+    @classmethod
+    def load(cls, folder: Path) -> "Preprocessor":
+        """Read what `to_bytes` gave from files in `folder`."""
+        values: dict[str, Any] = json.loads((folder / "preprocessor.json").read_text(encoding="utf-8"))
+        values["numeric"] = tuple(NumericInput(**item) for item in values["numeric"])
+        values["categorical"] = tuple(
+            CategoricalInput(**(item | {"levels": tuple(item["levels"])})) for item in values["categorical"]
+        )
+        values["target"] = TargetSpec(**(values["target"] | {"classes": tuple(values["target"]["classes"])}))
+        return cls(**values, arrays=load_file(folder / "preprocessor.safetensors"))
+
+
+def numeric_matrix(frame: "pd.DataFrame", inputs: tuple[NumericInput, ...]) -> np.ndarray:
+    """The unscaled numbers of typed columns, (B, N) float64 with NaN where missing."""
+    columns = [_date_part(frame[c.column], c.part) if c.part else frame[c.column].to_numpy(np.float64) for c in inputs]
+    raw = np.stack(columns, axis=1) if columns else np.zeros((len(frame), 0))
+    return np.where(np.abs(raw) < 1 / WILDEST, 0, np.clip(raw, -WILDEST, WILDEST))
+
+
+def _date_part(dates: "pd.Series", part: str) -> np.ndarray:
+    if part == "days":
+        return (dates.to_numpy("datetime64[us]") - np.datetime64(0, "us")) / np.timedelta64(1, "D")
+    return getattr(dates.dt, "day_of_week" if part == "weekday" else part).to_numpy(np.float64)
+
+
+def scale_numbers(raw: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Scaled numbers, float64, cut at LARGEST, with NaN where missing."""
+    if "quantiles" in arrays:
+        from scipy.special import ndtri  # not before the first step
+
+        places = zip(raw.T, arrays["quantiles"].T, arrays["shares"].T, strict=True)
+        return ndtri(np.stack([np.interp(*column) for column in places], axis=1))
+    return np.clip((raw - arrays["center"]) / arrays["scale"], -LARGEST, LARGEST)
+
+
+def fill_gaps(scaled: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    """`fill` in place of NaN, float32."""
+    return np.where(np.isnan(scaled), fill, scaled).astype(np.float32)
+
+
+def _codes(values: "pd.Series", column: CategoricalInput) -> np.ndarray:
+    positions = _positions(values, column.levels)
+    codes = np.where(positions < 0, UNSEEN, positions + NUM_RESERVED)
+    if column.had_missing:  # otherwise the slot was never trained, and says less than "unseen"
+        codes[values.isna().to_numpy()] = MISSING
+    return codes
+
+
+def _positions(values: "pd.Series", levels: tuple[str, ...]) -> np.ndarray:
+    """Place of each value among the levels, int64; -1 for a missing or an unknown one."""
+    import pandas as pd  # not before the first step
+
+    return pd.Index(levels, dtype=object).get_indexer(pd.Index(values)).astype(np.int64)
