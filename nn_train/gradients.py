@@ -66,6 +66,22 @@ class FastGradients:
         self.sum_loss = sum_loss
         self.plan = plan
         self.num_micro_steps = share.num_micro_steps
+        if runtime.num_processes > 1:
+            self._settle_buckets()
+
+    def _settle_buckets(self) -> None:
+        """One backward that weighs nothing, so that DDP lays its buckets out before the first step.
+
+        DDP orders its buckets anew after the first backward, and with more than two processes the order of
+        the additions follows from an element's place in its bucket. Without this the first step of a run that
+        goes on would sum in another order than the same step of a run that was not interrupted.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        first_row = torch.zeros(1, dtype=torch.int64, device=self.runtime.device)
+        self.runtime.accelerator.backward(0.0 * self.sum_loss(first_row))
+        self.model.zero_grad(set_to_none=True)
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
     def compute(self, step: int) -> Tensor:
         """Every process takes as many micro-steps as any other, the empty ones included."""

@@ -16,7 +16,14 @@ from nn_train.training import Training
 if __name__ == "__main__":
     config = load_config(None, sys.argv[2:])
     runtime = start_runtime(config.train)
-    training = Training(config, prepare_data(config), runtime, record=lambda record: None)
+    training = Training(
+        config,
+        prepare_data(config),
+        runtime,
+        record=lambda record: None,
+        check_owner=lambda: None,
+        checkpoint_written=lambda step: None,
+    )
     model = runtime.accelerator.prepare(training.network)
     buckets: list[bool] = []
 
@@ -34,6 +41,7 @@ if __name__ == "__main__":
         share=training.share,
         canonical_slices=None,
     )
+    buckets.clear()  # that of the backward which settles their order
     counts = []
     for step in range(3):
         gradients.compute(step)

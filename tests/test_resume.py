@@ -106,7 +106,7 @@ def test_a_signal_stops_at_a_checkpoint_and_the_same_command_goes_on(
     wait_for_steps(run, 30, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 1, err
+    assert process.returncode == 75, err  # sysexits.h: try again
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "stopped"
     assert status["reason"] == number.name
@@ -118,11 +118,12 @@ def test_a_signal_stops_at_a_checkpoint_and_the_same_command_goes_on(
     assert len(read_losses(run)) == status["step"] + 5
 
 
-def test_two_processes_one_of_them_killed(folder: Path, start: Start) -> None:
+def test_four_processes_one_of_them_killed(folder: Path, start: Start) -> None:
+    # with more than two the order of the additions tells whether DDP's buckets are the same after a resume
     words = [*WORDS, f"data.path={folder / 'table.csv'}", "train.max_steps=400", "checkpoint.every_steps=50"]
-    whole, killed = folder / "two-whole", folder / "two-killed"
-    assert start(*words, f"run.dir={whole}", processes=2).returncode == 0
-    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    whole, killed = folder / "four-whole", folder / "four-killed"
+    assert start(*words, f"run.dir={whole}", processes=4).returncode == 0
+    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
     command = [sys.executable, *agent, str(SCRIPT), *words, f"run.dir={killed}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_steps(killed, 120, process)
@@ -130,5 +131,5 @@ def test_two_processes_one_of_them_killed(folder: Path, start: Start) -> None:
     os.kill(int(children[-1]), signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert start(*words, f"run.dir={killed}", processes=2).returncode == 0
+    assert start(*words, f"run.dir={killed}", processes=4).returncode == 0
     assert_same_run(whole, killed)
