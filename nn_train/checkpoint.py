@@ -5,11 +5,11 @@ tensors, the state of the loop, and a manifest of sizes and SHA-256 sums that is
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,24 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from nn_train.loop import TrainState
+from nn_train.manifest import FILES, MANIFEST, list_checkpoints, make_manifest, newest_step, read_checkpoint
 from nn_train.run_folder import sync_folder, write_file
 
+__all__ = [
+    "FILES",
+    "MANIFEST",
+    "Checkpoint",
+    "cpu_copy",
+    "decode_checkpoint",
+    "encode_checkpoint",
+    "list_checkpoints",
+    "newest_step",
+    "prune_checkpoints",
+    "read_checkpoint",
+    "read_newest",
+    "write_checkpoint",
+]
 logger = logging.getLogger("nn_train")
-MANIFEST = "manifest.json"
-FILES = ("model.safetensors", "best.safetensors", "optimizer.safetensors", "state.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,8 +99,18 @@ def _join_optimizer(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[
     return {"state": state, "param_groups": values["param_groups"], "scaler": values.get("scaler")}
 
 
-def write_checkpoint(folder: Path, files: dict[str, bytes], *, step: int, keep_last: int) -> Path:
+def write_checkpoint(
+    folder: Path,
+    files: dict[str, bytes],
+    *,
+    step: int,
+    keep_last: int,
+    check_owner: Callable[[], None] = lambda: None,
+) -> Path:
     """Publish a checkpoint by one rename, then prune; run by the main process alone.
+
+    `check_owner` is asked right before the rename and before the pruning, and raises where this
+    attempt owns the run no longer.
 
     Raises:
         OSError: the disk is full or refuses; the older checkpoints are untouched.
@@ -100,21 +123,17 @@ def write_checkpoint(folder: Path, files: dict[str, bytes], *, step: int, keep_l
         temporary.mkdir()
         for name, content in files.items():
             write_file(temporary / name, content)
-        write_file(temporary / MANIFEST, json.dumps(_manifest(files), indent=1))
+        write_file(temporary / MANIFEST, json.dumps(make_manifest(files), indent=1))
         sync_folder(temporary)
+        check_owner()
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         sync_folder(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    check_owner()
     prune_checkpoints(folder, newest=final, keep_last=keep_last)
     return final
-
-
-def _manifest(files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
-    }
 
 
 def prune_checkpoints(folder: Path, *, newest: Path, keep_last: int) -> None:
@@ -128,34 +147,6 @@ def prune_checkpoints(folder: Path, *, newest: Path, keep_last: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Published checkpoints, newest first, valid or not."""
-    folders = (path for path in folder.glob("step-*") if path.is_dir())
-    return sorted(folders, key=lambda path: (len(path.name), path.name), reverse=True)
-
-
-def read_checkpoint(path: Path) -> dict[str, bytes]:
-    """Read and verify a checkpoint's files.
-
-    Raises:
-        ValueError: naming the file that is missing or damaged.
-    """
-    try:
-        manifest = dict(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise ValueError(f"{MANIFEST} is missing or damaged") from None
-    files = {}
-    for name in FILES:
-        try:
-            content = (path / name).read_bytes()
-        except OSError:
-            raise ValueError(f"{name} is missing") from None
-        if _manifest({name: content})[name] != manifest.get(name):
-            raise ValueError(f"{name} is damaged ({len(content)} bytes, checksum differs from the manifest's)")
-        files[name] = content
-    return files
 
 
 def read_newest(folder: Path) -> dict[str, bytes] | None:

@@ -59,7 +59,7 @@ def load_config(path: str | Path | None = None, words: Sequence[str] = ()) -> Co
     file = Path(path) if path is not None else project_root() / "configs" / "telco.yaml"
     if not file.exists() and (project_root() / file).exists():
         file = project_root() / file  # `configs/telco.yaml` means the project's own from anywhere
-    values = _read_yaml(file)
+    values = read_yaml(file)
     _resolve_inputs(values, file.resolve().parent)
     overrides = parse_words(words)
     _resolve_inputs(overrides, Path.cwd())
@@ -142,7 +142,8 @@ _Dumper.add_representer(
 )
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file of keys. Raises ConfigError that names the file, and the line of a mistake."""
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:

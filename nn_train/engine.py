@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from nn_train.attempts import Fence, Fenced, Launched
+from nn_train.checkpoint import newest_step
 from nn_train.environment import describe_environment, git_diff
 from nn_train.errors import Stopped, UserError
 from nn_train.evaluation import Decision, choose_decision, judge, prediction_frame, write_predictions
@@ -63,7 +65,8 @@ class Engine:
         self.seconds: dict[str, float] = {}
         self._tracker: NullTracker | WandbTracker = NullTracker()
         self._stack = ExitStack()
-        self._is_claimed = False
+        self._metrics_file = MetricsFile(self.run_dir / "metrics.jsonl")
+        self._fence: Fence | None = None
 
     def run(self) -> dict[str, Any]:
         """All stages; the content of metrics.json.
@@ -84,7 +87,14 @@ class Engine:
         tracks = self.config.tracking.mode != "disabled"
         self.runtime = start_runtime(self.config.train, log_with="wandb" if tracks else None)
         self.data = self.runtime.on_every_rank(lambda: prepare_data(self.config))
-        self.training = Training(self.config, self.data, self.runtime, record=self._record)
+        self.training = Training(
+            self.config,
+            self.data,
+            self.runtime,
+            record=self._record,
+            check_owner=self._check_owner,
+            checkpoint_written=lambda step: self._write_status("running", step=step),
+        )
         print_schema(self.data.schema)
         for warning in self.data.info["warnings"]:
             logger.warning("warning: %s", warning)
@@ -114,7 +124,9 @@ class Engine:
         try:
             self._own(run_dir)
             if holds_run(run_dir):  # looked at again: another process may have started one
-                if config.checkpoint.resume == "auto":
+                launched = Launched.from_environment(run_dir)
+                # what an earlier attempt of the same launch did is this run's own, also where it was to start over
+                if config.checkpoint.resume == "auto" or (launched is not None and launched.goes_on):
                     return self._go_on()
                 clear(run_dir)
             environment = describe_environment(
@@ -139,7 +151,7 @@ class Engine:
         if parts[0] == parts[1] and self._is_done():
             return True
         (self.run_dir / "report.html").unlink(missing_ok=True)  # it speaks of the run as it was
-        start_folder(self.run_dir, config, files=[])
+        start_folder(self.run_dir, config, files=[], step=newest_step(self.run_dir / "checkpoints"))
         return False
 
     def _is_done(self) -> bool:
@@ -148,21 +160,30 @@ class Engine:
         return has_report and status.exists() and read_json(status)["state"] == "done"
 
     def _own(self, run_dir: Path) -> None:
-        if not self._is_claimed:
-            self._stack.enter_context(own(run_dir))
-            self._is_claimed = True
+        if self._fence is None:
+            self._fence = self._stack.enter_context(own(run_dir))
+
+    def _check_owner(self) -> None:
+        """Main process only. Raises Fenced where a newer attempt owns the run: nothing is published then."""
+        assert self._fence is not None
+        self._fence.check()
+
+    def _write_status(self, state: str, *, step: int, reason: str = "") -> None:
+        self._check_owner()
+        write_status(self.run_dir, state, reason=reason, step=step)
 
     def train(self) -> None:
         """Train from the newest checkpoint, or from the start, until the end.
 
         Raises:
-            Stopped: on SIGTERM or Ctrl-C, after a checkpoint was written.
+            Stopped: on SIGTERM, Ctrl-C or the launcher's stop file, after a checkpoint was written.
         """
         self._require("prepare")
         if self.is_finished:
             logger.info("this run is finished; another: run.name=NEW, once more: checkpoint.resume=never")
             return
-        with self._failure_noted(), StopSignal() as stop:
+        launched = Launched.from_environment(self.run_dir)
+        with self._failure_noted(), StopSignal(launched.stop_file if launched else None) as stop:
             if self.debug:
                 self._check_can_learn()
             self.training.restore(self.run_dir / "checkpoints")
@@ -184,9 +205,8 @@ class Engine:
                 self.bar.close()
         self.seconds["train"] = state.elapsed_s
         if not is_done:
-            self.runtime.on_main(
-                lambda: write_status(self.run_dir, "stopped", reason=stop.name or "signal", step=state.step)
-            )
+            reason = stop.name or "stopped by another process of the run"
+            self.runtime.on_main(lambda: self._write_status("stopped", reason=reason, step=state.step))
             self.close()
             raise Stopped(f"stopped at step {state.step}; the same command goes on from there")
         logger.info(
@@ -201,15 +221,20 @@ class Engine:
         self._done.add("train")
 
     def _open_records(self) -> None:
-        self._metrics_file = MetricsFile(self.run_dir / "metrics.jsonl")
         if self.runtime.is_main:
             self._metrics_file.rewind(self.training.state.step)
-            run_id = read_json(self.run_dir / "environment.json")["run_id"]
-            self._tracker = open_tracker(self.runtime.accelerator, self.config, run_dir=self.run_dir, run_id=run_id)
+            self._tracker = open_tracker(
+                self.runtime.accelerator,
+                self.config,
+                run_dir=self.run_dir,
+                run_id=read_json(self.run_dir / "environment.json")["run_id"],
+                records=self._metrics_file.read(),
+            )
 
     def _record(self, record: dict[str, Any]) -> None:
         """Take in one line of metrics.jsonl."""
         if self.runtime.is_main:
+            self._check_owner()
             self._metrics_file.write(record)
             self._tracker.log(record)
             self.bar.show(record, metric=self.training.metric)
@@ -316,6 +341,7 @@ class Engine:
 
     def _write_results(self, arrays: Predictions, decision: Decision) -> None:
         # rank 0 only: writes files
+        self._check_owner()
         fitted = self.data.preprocessor
         write_file(self.run_dir / "model.safetensors", save(self.training.best))
         for split, (logits, _) in arrays.items():
@@ -323,7 +349,7 @@ class Engine:
             write_predictions(self.run_dir / PREDICTION_FILES[split], frame)
         write_json(self.run_dir / "metrics.json", self.metrics)
         state = self.training.state
-        write_status(self.run_dir, "done", reason=state.finished, step=state.step)
+        self._write_status("done", reason=state.finished, step=state.step)
 
     def report(self) -> Path:
         """Draw the plots and the page from the run folder alone; the path of the page."""
@@ -333,6 +359,7 @@ class Engine:
             with self._failure_noted():
                 from nn_train.report import write_report  # matplotlib and pandas: not before the first step
 
+                self._check_owner()
                 write_report(self.run_dir, dpi=self.config.report.dpi)
                 self._tracker.log_report(self.run_dir, _flat_metrics(self.metrics))
         if self.runtime.is_main:
@@ -346,8 +373,9 @@ class Engine:
         """Let go of the run folder and the tracker, where `report` was not the last stage that was called."""
         self._tracker.close()
         self._tracker = NullTracker()
+        self._metrics_file.close()
         self._stack.close()
-        self._is_claimed = False
+        self._fence = None
 
     @contextmanager
     def _failure_noted(self) -> Iterator[None]:
@@ -359,8 +387,9 @@ class Engine:
         except BaseException as error:
             reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             if self.runtime.is_main:
-                with suppress(OSError):
-                    write_status(self.run_dir, "failed", reason=reason, step=self.training.state.step)
+                with suppress(OSError, Fenced):
+                    # the step that a checkpoint holds: what came after it is lost
+                    self._write_status("failed", reason=reason, step=newest_step(self.run_dir / "checkpoints"))
             self.close()
             raise
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from nn_train.attempts import Fence, Launched, claim, refuse_newer
 from nn_train.config import check_config, dump_config, load_config
 from nn_train.errors import ConfigError, RunFolderError
 from nn_train.settings import Config, changed_keys
@@ -32,6 +33,7 @@ OUTPUTS = (
     "plots",
     "wandb",
     "status.json",
+    "tracked.json",
     "metrics.json",
     "metrics.jsonl",
     "predictions.parquet",
@@ -42,6 +44,8 @@ OUTPUTS = (
     "config.yaml",  # the last one: without it the folder is no run's
 )
 LOCK_FILE = ".lock"
+# What the launcher keeps beside the run; it may be there before the run is.
+LAUNCH_FOLDERS = ("attempts", "launch", "logs")
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -92,26 +96,33 @@ def read_json(path: Path) -> Any:
 
 
 def write_status(run_dir: Path, state: str, *, reason: str = "", step: int = 0) -> None:
-    """Say where the run stands: running, done, stopped or failed."""
+    """Say where the run stands: running, done, stopped or failed; `step` counts the steps that are safe."""
     write_json(run_dir / "status.json", {"state": state, "reason": reason, "step": step})
 
 
 @contextmanager
-def own(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder for one training at a time; the system lets go when the process ends.
+def own(run_dir: Path) -> Iterator[Fence]:
+    """Hold the run folder for one training at a time; hands out the fence of this attempt.
+
+    A process that no launcher started locks the folder, which the system lets go of when the process
+    ends, and claims the next attempt. Under the launcher the attempt is claimed already: its number
+    decides alone, since an older attempt behind a broken network may hold the lock for as long as it likes.
 
     Raises:
         RunFolderError: another process trains in this folder.
+        Fenced: a newer attempt owns it.
     """
+    launched = Launched.from_environment(run_dir)
     lock = FileLock(run_dir / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunFolderError(
-            "another process trains in this run folder", where=str(run_dir), fix="wait for it, or set run.dir=OTHER"
-        ) from None
+        if launched is None:
+            raise RunFolderError(
+                "another process trains in this run folder", where=str(run_dir), fix="wait for it, or set run.dir=OTHER"
+            ) from None
     try:
-        yield
+        yield refuse_newer(run_dir, launched.number) if launched else Fence(run_dir, claim(run_dir).number)
     finally:
         lock.release()
 
@@ -125,7 +136,8 @@ def holds_run(run_dir: Path) -> bool:
     if run_dir.exists() and not run_dir.is_dir():
         raise RunFolderError("the run folder is a file", where=str(run_dir), fix="run.dir=FOLDER")
     names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    if all(name in START_FILES or name == LOCK_FILE or fnmatch(name, ".*.tmp") for name in names):
+    known = (*START_FILES, *LAUNCH_FOLDERS, LOCK_FILE)
+    if all(name in known or fnmatch(name, ".*.tmp") for name in names):
         return False
     if "config.yaml" not in names:
         raise RunFolderError(
@@ -188,8 +200,10 @@ def clear(run_dir: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def start_folder(run_dir: Path, config: Config, *, files: Iterable[tuple[str, bytes]]) -> None:
+def start_folder(run_dir: Path, config: Config, *, files: Iterable[tuple[str, bytes]], step: int = 0) -> None:
     """Write what a run starts from; if that fails, nothing of a new run is left, and all of an old one.
+
+    `step` is how far a run that goes on has come.
 
     Raises:
         OSError: the folder cannot be made or written.
@@ -200,7 +214,7 @@ def start_folder(run_dir: Path, config: Config, *, files: Iterable[tuple[str, by
         for name, content in files:
             write_file(run_dir / name, content)
         write_file(run_dir / "config.yaml", dump_config(config))
-        write_status(run_dir, "running")
+        write_status(run_dir, "running", step=step)
     except OSError:
         if is_new and existed:
             clear(run_dir)

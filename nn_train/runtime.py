@@ -6,7 +6,10 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -26,7 +29,9 @@ from nn_train.errors import ConfigError, UserError, WorldError, error_from_os
 from nn_train.settings import TrainConfig
 
 T = TypeVar("T")
+LOOK_EVERY_S = 0.2  # between two looks for the stop file
 logger = logging.getLogger("nn_train")
+MPI_PREFIXES = ("PMI_", "PMIX_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "MPI_LOCAL")
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -114,6 +119,7 @@ def start_runtime(config: TrainConfig, *, log_with: str | None = None) -> Runtim
     if config.mixed_precision == "fp16" and (wants_cpu or not has_accelerator):
         raise ConfigError("train.mixed_precision=fp16 needs a GPU", fix="train.mixed_precision=bf16 or no")
     check_launch(wants_cpu=wants_cpu)
+    forget_mpi()
     AcceleratorState._reset_state()  # a second run in one Python process may want another precision
     GradientState._reset_state()
     accelerator = Accelerator(
@@ -155,6 +161,17 @@ def check_launch(*, wants_cpu: bool) -> None:
         )
 
 
+def forget_mpi() -> None:
+    """Drop what MPI says of a world, where no launcher of torch's kind says so too.
+
+    A shell inside salloc or srun, and one below mpirun, hold such variables. Accelerate takes them for a world on the
+    CPU, and would wait for processes that nobody started.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        for name in [name for name in os.environ if name.startswith(MPI_PREFIXES)]:
+            del os.environ[name]
+
+
 def check_world(num_processes: int) -> None:
     """Refuse to train where the launcher started more processes than train together.
 
@@ -177,18 +194,26 @@ def seed_everything(seed: int) -> None:
 
 
 class StopSignal:
-    """Remembers that the process was asked to stop; a second Ctrl-C stops at once.
+    """Remembers that the process was asked to stop, by a signal or the launcher's stop file.
 
-    The handler only sets a flag: the loop asks all processes to agree and saves a checkpoint.
+    The handler only sets a flag: the loop asks all processes to agree and saves a checkpoint. A
+    second Ctrl-C stops at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop_file: Path | None = None) -> None:
         self.name = ""
+        self.stop_file = stop_file
+        self._looked_s = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
-        """Has a signal arrived on this process?"""
+        """Has a signal arrived on this process, or is the stop file there? It is looked for now and then."""
+        now_s = time.monotonic()
+        if not self.name and self.stop_file is not None and now_s - self._looked_s >= LOOK_EVERY_S:
+            self._looked_s = now_s
+            with suppress(OSError):
+                self.name = self.stop_file.read_text(encoding="utf-8").strip() or "stop file"
         return bool(self.name)
 
     def __enter__(self) -> Self:
@@ -204,7 +229,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self.name and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
 

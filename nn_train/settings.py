@@ -53,7 +53,7 @@ def _off_as_none(value: Any) -> Any:
     return value
 
 
-def _duration_s(value: Any) -> Any:
+def duration_s(value: Any) -> Any:
     """Read `90`, `"90s"`, `"10m"` or `"1h30m"` as seconds."""
     value = _off_as_none(value)
     if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
@@ -74,7 +74,7 @@ def _tab(value: Any) -> Any:
 
 
 OptionalCount = Annotated[int | None, BeforeValidator(_off_as_none)]
-Duration = Annotated[float | None, BeforeValidator(_duration_s)]
+Duration = Annotated[float | None, BeforeValidator(duration_s)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_list)]
 
 

@@ -8,17 +8,19 @@ import json
 import logging
 import math
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from nn_train.run_folder import write_file
+from nn_train.run_folder import write_file, write_json
 from nn_train.settings import Config
 
 logger = logging.getLogger("nn_train")
 # How long, and how often, wandb's server is waited for; what it did not get stays on disk for `wandb sync`.
+STEP_FILE = "tracked.json"  # the last step that wandb had when it was last ended in order
 START_S, FINISH_S, REQUEST_S, RETRIES, RETRY_S = 30, 60, 10, 3, 4
 
 
@@ -27,11 +29,22 @@ class MetricsFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self._file: int | None = None
 
     def rewind(self, step: int) -> None:
-        """Drop the lines beyond `step` (they will be computed again) and a torn last line."""
+        """Drop the lines beyond `step` (they will be computed again) and a torn last line.
+
+        The file is then a new one that stays open: an older attempt that is still alive has the file
+        before it in its hands, and cannot write into this one.
+        """
+        self.close()
+        write_file(self.path, "".join(f"{line}\n" for line in self._lines_until(step)))
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        self._close = weakref.finalize(self, os.close, self._file)
+
+    def _lines_until(self, step: int) -> list[str]:
         if not self.path.exists():
-            return
+            return []
         kept = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
@@ -39,13 +52,23 @@ class MetricsFile:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue
-        write_file(self.path, "".join(f"{line}\n" for line in kept))
+        return kept
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line; a number that is not finite becomes null."""
+        assert self._file is not None, "rewind opens the file"
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        os.write(self._file, f"{json.dumps(finite)}\n".encode())
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines that are there, as `write` took them."""
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._close()
+            self._file = None
 
 
 class NullTracker:
@@ -68,6 +91,8 @@ class WandbTracker:
         os.environ.setdefault("WANDB_SILENT", "true")
         self.accelerator = accelerator
         self.is_broken = False
+        self.step_file = run_dir / STEP_FILE
+        self.last_step = 0
         options = {
             "id": run_id,
             "name": config.name,
@@ -103,6 +128,20 @@ class WandbTracker:
         split = record["split"]
         values = {f"{split}/{k}": v for k, v in record.items() if k not in ("step", "split", "epoch")}
         self._try(lambda: self.accelerator.log(values | {"epoch": record["epoch"]}, step=record["step"]))
+        self.last_step = record["step"]
+
+    def catch_up(self, records: list[dict[str, Any]]) -> None:
+        """Log again what came after the last orderly end: wandb may have lost it with a process that was killed.
+
+        wandb keeps the first value of a step, so that one which did arrive is not there twice.
+        """
+        if not records:
+            return
+        safe_step = json.loads(self.step_file.read_text())["step"] if self.step_file.exists() else 0
+        for record in records:
+            if record["step"] > safe_step:
+                self.log(record)
+        self.last_step = max(self.last_step, records[-1]["step"])
 
     def log_report(self, run_dir: Path, summary: dict[str, float]) -> None:
         """Send the plots, the final metrics, and the model as an artifact."""
@@ -134,6 +173,8 @@ class WandbTracker:
         def finish() -> None:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
+            if not self.is_broken:
+                write_json(self.step_file, {"step": self.last_step})
 
         self._try(finish, always=True)
 
@@ -150,8 +191,15 @@ class WandbTracker:
             self.is_broken = True
 
 
-def open_tracker(accelerator: Accelerator, config: Config, *, run_dir: Path, run_id: str) -> NullTracker | WandbTracker:
-    """The tracker that tracking.mode asks for; nothing on processes other than the main one."""
+def open_tracker(
+    accelerator: Accelerator, config: Config, *, run_dir: Path, run_id: str, records: list[dict[str, Any]]
+) -> NullTracker | WandbTracker:
+    """The tracker that tracking.mode asks for; nothing on processes other than the main one.
+
+    `records` are the lines of metrics.jsonl that a run which goes on has already.
+    """
     if config.tracking.mode == "disabled" or not accelerator.is_main_process:
         return NullTracker()
-    return WandbTracker(accelerator, config, run_dir=run_dir, run_id=run_id)
+    tracker = WandbTracker(accelerator, config, run_dir=run_dir, run_id=run_id)
+    tracker.catch_up(records)
+    return tracker

@@ -1,6 +1,7 @@
 """Script entry: words -> config -> Engine. Run it as a script, as a module, or under any launcher."""
 
 import argparse
+import gc
 import io
 import os
 import sys
@@ -8,6 +9,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 if not __package__:  # started as a script: the project's root comes first, in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -17,7 +19,8 @@ from nn_train.config_help import USAGE, help_text, schema_text
 from nn_train.errors import ConfigError, Stopped, UserError, error_from_os
 from nn_train.settings import Config
 
-DONE, FAILED, USER_ERROR = 0, 1, 2
+# 75 is sysexits.h's EX_TEMPFAIL: saved, and to be gone on with; launchers start such a run again
+DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
 DEBUG_WORDS = ("data.max_rows=2000", "train.max_steps=30", "tracking.mode=disabled")
 
 
@@ -28,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a column's name must not end a training on an ASCII terminal
     debug = "--debug" in words
     try:
-        options = _parse(words)
+        options = parse_arguments(words)
         if options.help:
             return _say(help_text())
         if options.write_schema:
             Path(options.write_schema).write_text(schema_text(), encoding="utf-8")
             return DONE
-        config = _load(options)
+        config = resolve_config(options)
         if options.print_config:
             return _say(dump_config(config))
         return _train(config, debug=debug)
@@ -48,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error_from_os(error), debug=debug)
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def parse_arguments(words: list[str]) -> argparse.Namespace:
+    """Read the command line. Raises ConfigError for an option that does not exist."""
     parser = argparse.ArgumentParser(
         prog="train.py", usage=USAGE, add_help=False, exit_on_error=False, allow_abbrev=False
     )
@@ -69,7 +73,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return options
 
 
-def _load(options: argparse.Namespace) -> Config:
+def resolve_config(options: argparse.Namespace) -> Config:
+    """The config that the options name, checked. Raises ConfigError."""
     words = list(options.overrides)
     if options.debug:
         words += _debug_words(options)
@@ -89,13 +94,15 @@ def _debug_words(options: argparse.Namespace) -> list[str]:
 
 
 def _train(config: Config, *, debug: bool) -> int:
+    gc.disable()  # of what these imports make nothing is garbage, and looking for some takes a fifth of their time
     from nn_train.engine import Engine
     from nn_train.runtime import leave_world
 
+    gc.enable()
     try:
         Engine(config, debug=debug).run()
     except Stopped as stopped:
-        return _say(str(stopped), code=FAILED)
+        return _say(str(stopped), code=STOPPED)
     finally:
         leave_world()
     return DONE
@@ -122,5 +129,18 @@ def _fail(error: UserError, *, debug: bool) -> int:
     return USER_ERROR
 
 
+def leave(code: int) -> NoReturn:
+    """End the process; of several that trained together at once, since everything is written and closed by now.
+
+    gloo's threads sometimes abort the process while the interpreter is taken down (exit code -6, "terminate
+    called without an active exception"), and a launcher would take a run that has saved for one that crashed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

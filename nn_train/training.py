@@ -53,12 +53,21 @@ class Training:
     """Everything between packed rows and the best weights; every method runs on every process."""
 
     def __init__(
-        self, config: Config, data: PreparedData, runtime: Runtime, *, record: Callable[[dict[str, Any]], None]
+        self,
+        config: Config,
+        data: PreparedData,
+        runtime: Runtime,
+        *,
+        record: Callable[[dict[str, Any]], None],
+        check_owner: Callable[[], None],
+        checkpoint_written: Callable[[int], None],
     ):
         self.config = config
         self.data = data
         self.runtime = runtime
         self.record = record
+        self.check_owner = check_owner  # raises where a newer attempt owns the run
+        self.checkpoint_written = checkpoint_written
         self.objective = Objective(task=data.preprocessor.target.task)
         self.metric = selection_metric(config.train.selection_metric, data.preprocessor.target.task)
         self.rows = data.rows("train", device=runtime.device)
@@ -215,5 +224,10 @@ class Training:
             extra={"processes": self.runtime.num_processes, "global_batch_size": self.config.train.global_batch_size},
         )
         write_checkpoint(
-            folder, encode_checkpoint(checkpoint), step=state.step, keep_last=self.config.checkpoint.keep_last
+            folder,
+            encode_checkpoint(checkpoint),
+            step=state.step,
+            keep_last=self.config.checkpoint.keep_last,
+            check_owner=self.check_owner,
         )
+        self.checkpoint_written(state.step)

@@ -200,7 +200,7 @@ def test_an_old_run_survives_a_start_that_fails(small_disk: Path, table_file: Pa
 def test_clear_removes_what_a_run_wrote_and_nothing_else(table_file: Path) -> None:
     config = config_of(table_file, "tracking.mode=offline")
     Engine(config).run()
-    assert names(config.run_dir) == {*OUTPUTS, LOCK_FILE}
+    assert names(config.run_dir) == {*OUTPUTS, LOCK_FILE, "attempts"}
     (config.run_dir / "notes.txt").write_text("mine")
     (config.run_dir / ".metrics.json.99.tmp").write_text("left by a kill")
     elsewhere = table_file.parent / "elsewhere"
@@ -208,7 +208,8 @@ def test_clear_removes_what_a_run_wrote_and_nothing_else(table_file: Path) -> No
     (config.run_dir / "plots").symlink_to(elsewhere)
     kept = names(elsewhere)
     clear(config.run_dir)
-    assert names(config.run_dir) == {"notes.txt", LOCK_FILE}
+    # the attempts stay: their numbers may only grow, or an older one could take itself for the newest
+    assert names(config.run_dir) == {"notes.txt", LOCK_FILE, "attempts"}
     assert names(elsewhere) == kept
 
 

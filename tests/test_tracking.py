@@ -156,7 +156,7 @@ def test_rewind_drops_what_will_come_again_and_what_was_torn(tmp_path: Path) -> 
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path)
     metrics.rewind(0)
-    assert not path.exists()
+    assert path.read_text() == ""
     for step in range(1, 7):
         metrics.write({"step": step, "split": "train", "loss": 0.5})
     metrics.write({"step": 6, "split": "val", "loss": 0.4})
@@ -170,6 +170,16 @@ def test_rewind_drops_what_will_come_again_and_what_was_torn(tmp_path: Path) -> 
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_an_older_attempt_cannot_write_into_the_file_of_a_newer_one(tmp_path: Path) -> None:
+    older, newer = MetricsFile(tmp_path / "m"), MetricsFile(tmp_path / "m")
+    older.rewind(0)
+    older.write({"step": 1, "loss": 0.5})
+    newer.rewind(1)
+    older.write({"step": 2, "loss": 0.1})
+    newer.write({"step": 2, "loss": 0.4})
+    assert [line["loss"] for line in newer.read()] == [0.5, 0.4]
+
+
 @pytest.mark.parametrize("torn", ["", "{", '{"step": 2', '{"step": "2"}', "[1]", "7", "null", "\x00\x00", "\xff"])
 def test_rewind_survives_any_torn_line(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -179,7 +189,9 @@ def test_rewind_survives_any_torn_line(tmp_path: Path, torn: str) -> None:
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
-    MetricsFile(tmp_path / "m").write({"step": 1, "loss": math.nan, "norm": math.inf, "f1": 0.5})
+    metrics = MetricsFile(tmp_path / "m")
+    metrics.rewind(0)
+    metrics.write({"step": 1, "loss": math.nan, "norm": math.inf, "f1": 0.5})
     assert read_json(tmp_path / "m") == {"step": 1, "loss": None, "norm": None, "f1": 0.5}
 
 

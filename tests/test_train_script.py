@@ -132,6 +132,23 @@ engine.prepare(); engine.train(); engine.evaluate(); print(engine.report())
         assert metrics[name]["test"]["log_loss"] == pytest.approx(metrics["script"]["test"]["log_loss"], rel=1e-4)
 
 
+def test_what_a_shell_of_slurm_or_mpi_leaves_behind_changes_nothing(tmp_path: Path, table_file: Path) -> None:
+    left_over = {
+        "SLURM_JOB_ID": "17", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_NNODES": "2",
+        "SLURM_STEP_ID": "0", "SLURM_JOB_NODELIST": "n[1-2]", "PMI_RANK": "1", "PMI_SIZE": "2", "PMIX_RANK": "1",
+        "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        "MV2_COMM_WORLD_SIZE": "2", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1",
+    }  # fmt: skip
+    losses = {}
+    for name, environment in (("clean", {}), ("left_over", left_over)):
+        words = [*SHORT, f"data.path={table_file}", "data.target=y", f"run.dir={tmp_path / name}"]
+        done = run([*FORMS["script"], *words], tmp_path, **environment)
+        assert done.returncode == 0, done.stderr
+        assert read_metrics(tmp_path / name)["processes"] == 1
+        losses[name] = read_losses(tmp_path / name)
+    np.testing.assert_array_equal(losses["left_over"], losses["clean"])
+
+
 def test_a_finished_run_says_so_and_another_config_is_refused(start: Start, table_file: Path, tmp_path: Path) -> None:
     words = [*SHORT, f"data.path={table_file}", "data.target=y"]
     assert start(*words).returncode == 0
