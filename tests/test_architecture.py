@@ -17,9 +17,9 @@ PACKAGE = ROOT / "nn_train"
 # A module imports from its own layer and from those above it in this list, never from one below.
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "schema"),
-    ("settings", "config", "config_help"),
+    ("settings", "config", "config_help", "attempts"),
     ("batch_plan", "metrics", "calibration", "objective", "optim", "models", "models.embeddings", "models.mlp"),
-    ("baselines", "run_folder", "runtime", "tracking", "terminal", "environment"),
+    ("baselines", "run_folder", "runtime", "tracking", "terminal", "environment", "manifest"),
     ("table_files", "table_text", "table", "values", "inference_target", "inference"),
     ("splits", "splitting", "preprocessor", "preprocessing", "packed", "building", "preparation"),
     ("plots", "plots_run", "plots_binary", "plots_multiclass", "plots_regression"),
@@ -30,7 +30,7 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 TORCH_FREE = ["errors", "schema", "settings", "config", "config_help", "train", "batch_plan", "metrics", "calibration",
-              "baselines", "run_folder", "report"]  # fmt: skip
+              "baselines", "run_folder", "report", "manifest", "attempts"]  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -42,23 +42,25 @@ def module_name(path: Path) -> str:
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def read_imports(path: Path) -> set[str]:
-    """The project's own modules that a file imports, anywhere in it."""
+def read_imports(path: Path, *, package: str, files: dict[str, Path]) -> set[str]:
+    """The package's own modules that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nn_train"):
-            base = (node.module or "").removeprefix("nn_train").lstrip(".")
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == package:
+            base = (node.module or "").removeprefix(package).lstrip(".")
             for alias in node.names:
                 inner = f"{base}.{alias.name}".lstrip(".")
-                found.add(inner if inner in FILES else base)
+                found.add(inner if inner in files else base)
         elif isinstance(node, ast.Import):
             found |= {
-                alias.name.removeprefix("nn_train.") for alias in node.names if alias.name.startswith("nn_train.")
+                alias.name.removeprefix(f"{package}.") for alias in node.names if alias.name.startswith(f"{package}.")
             }
     return found
 
 
-IMPORTS = {name: read_imports(path) for name, path in FILES.items()}
+IMPORTS = {name: read_imports(path, package="nn_train", files=FILES) for name, path in FILES.items()}
+LAUNCH_FILES = {path.stem: path for path in sorted((ROOT / "launch").glob("*.py"))}
+LAUNCH_IMPORTS = {name: read_imports(path, package="launch", files=LAUNCH_FILES) for name, path in LAUNCH_FILES.items()}
 
 
 def test_every_module_has_a_layer() -> None:
@@ -71,18 +73,31 @@ def test_imports_lead_upwards(module: str) -> None:
     assert not wrong, f"{module} imports {wrong} from a lower layer"
 
 
-def test_there_is_no_import_cycle() -> None:
+@pytest.mark.parametrize("imports", [IMPORTS, LAUNCH_IMPORTS], ids=["nn_train", "launch"])
+def test_there_is_no_import_cycle(imports: dict[str, set[str]]) -> None:
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
         assert module not in path, f"cycle: {' -> '.join((*path, module))}"
         if module not in done:
-            for other in IMPORTS[module]:
+            for other in imports[module]:
                 visit(other, (*path, module))
             done.add(module)
 
-    for module in FILES:
+    for module in imports:
         visit(module, ())
+
+
+def test_the_training_knows_no_launcher() -> None:
+    for path in FILES.values():
+        assert not re.search(r"^\s*(from|import) launch\b", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+def test_the_launcher_imports_no_torch() -> None:
+    own = {"doctor_allreduce"}  # a script of its own process, that measures torch's all-reduce
+    modules = [f"launch.{name}" for name in LAUNCH_FILES if name not in {"__init__", "__main__", *own}]
+    code = f"import sys, {', '.join(modules)}; sys.exit(bool({{'torch', 'pandas', 'sklearn'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
@@ -149,11 +164,13 @@ def test_every_library_that_is_imported_is_declared() -> None:
         re.split(r"[<>=\[]", line)[0].lower().replace("_", "-") for line in pyproject["project"]["dependencies"]
     }
     owners = importlib.metadata.packages_distributions()
-    for path in FILES.values():
+    for path in (*FILES.values(), *LAUNCH_FILES.values()):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for name in {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"nn_train"}:
+            for name in (
+                {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"nn_train", "launch"}
+            ):
                 assert {owner.lower().replace("_", "-") for owner in owners[name]} & declared, f"{path.name}: {name}"
 
 
@@ -163,7 +180,7 @@ def test_no_class_lives_in_a_script() -> None:
 
 
 def test_nothing_loads_a_pickle() -> None:
-    for path in FILES.values():
+    for path in (*FILES.values(), *LAUNCH_FILES.values()):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\bpickle\b|torch\.load\(|joblib|allow_pickle=True", text.replace("no pickle", "")
                              .replace("without pickle", "").replace("a pickle", "")), path  # fmt: skip
@@ -183,9 +200,8 @@ def test_the_tree_in_the_readme_is_true() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = readme.split("<!-- tree -->")[1]
     named = set(re.findall(r"[\w./]+\.(?:py|html)\b", tree))
-    missing = {path.name for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"} - {
-        Path(n).name for n in named
-    }
+    own = [*PACKAGE.rglob("*.py"), *LAUNCH_FILES.values()]
+    missing = {path.name for path in own if path.name != "__init__.py"} - {Path(n).name for n in named}
     assert not missing, f"the README's tree does not name {missing}"
     known = {path.name for path in ROOT.rglob("*") if ".git" not in path.parts}
     assert {Path(name).name for name in named} <= known

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Train on what the cluster gives. Every size comes from sbatch's own flags:
+#
+#   sbatch slurm/train.sh                                                       the default config
+#   sbatch --nodes=2 --gpus-per-node=8 slurm/train.sh --config my.yaml train.max_epochs=20
+#   sbatch --nodes=2 --ntasks-per-node=4 slurm/train.sh                         no GPUs: 4 processes on each node
+#   sbatch --array=0-7%3 slurm/train.sh run.name=seed-%a run.seed=%a            %a is the task's index
+#   sbatch slurm/train.sh --script my.py --run-dir runs/mine -- --lr 0.1        any script that uses Accelerate
+#
+# Asked to stop by Slurm (walltime, preemption) the run saves, is requeued under the same id, and goes on.
+#SBATCH --job-name=nn-train
+#SBATCH --nodes=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=USR1@120
+set -u
+
+# ---- your environment: the one place to edit ----------------------------------------------------------------
+# module load python/3.11
+# source ~/venvs/nn-train/bin/activate
+container=()     # apptainer: container=(apptainer exec --nv image.sif)
+srun_options=()  # pyxis: srun_options=(--container-image=image.sqsh --container-mounts="$PWD:$PWD")
+# -------------------------------------------------------------------------------------------------------------
+
+# One agent per node, with all of the node's devices: what sbatch was told of tasks is for the agents to read,
+# and not for srun, which would start that many of them.
+agents=(env -u SLURM_NTASKS -u SLURM_NPROCS -u SLURM_NTASKS_PER_NODE -u SLURM_TASKS_PER_NODE
+  -u SLURM_CPUS_PER_TASK -u SLURM_GPUS_PER_TASK -u SLURM_TRES_PER_TASK
+  srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0)
+if [ "${SLURM_HET_SIZE:-0}" -gt 0 ]; then agents+=(--het-group="0-$((SLURM_HET_SIZE - 1))"); fi
+
+# What the nodes say of themselves, judged here: whatever is wrong (2) is shown with its mend, and ends the job.
+doctor() {
+  timeout 120 "${agents[@]}" "${srun_options[@]}" "${container[@]}" python -m launch.doctor_node "$plan" |
+    "${container[@]}" python -m launch doctor --plan "$plan" --reports --quick
+}
+if [ "${SLURM_JOB_NUM_NODES:-1}" -eq 1 ]; then LAUNCH_DOCTOR=0; fi # LAUNCH_DOCTOR=0 switches it off elsewhere, too
+
+while plan=$("${container[@]}" python -m launch.job begin "$@"); do
+  if [ "${LAUNCH_DOCTOR:-1}" != 0 ]; then
+    doctor || [ $? -ne 2 ] || exit 2
+    LAUNCH_DOCTOR=0 # once in a job's life is enough
+  fi
+  "${agents[@]}" "${srun_options[@]}" "${container[@]}" python -m launch.agent "$plan"
+  "${container[@]}" python -m launch.job end "$plan"
+  code=$?
+  case $code in
+    100) continue ;;  # the world broke: once more, on fresh addresses
+    101) scontrol requeue "$SLURM_JOB_ID" && sleep 60; exit 75 ;;  # saved; the requeue ends this shell
+    *) exit $code ;;
+  esac
+done
+exit 2

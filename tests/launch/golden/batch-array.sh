@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Written by `python -m launch submit`. To start the run again as it was submitted: sbatch this file.
+#SBATCH --job-name=seed-0
+#SBATCH --account=me
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --array=0-7%3
+#SBATCH --signal=USR1@120
+#SBATCH --output=<CWD>/runs/seed-0/logs/slurm-%A_%a.out
+#SBATCH --chdir=<CWD>
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -u
+
+export PATH=<BIN>:"$PATH"
+container=()
+srun_options=()
+# the code as it was when this was submitted, and not what the working directory holds by then
+export PYTHONSAFEPATH=1 PYTHONPATH=<CWD>/runs/seed-0/launch/code
+set -- --cpu --lead=120 -- --config <CWD>/runs/seed-0/launch/config.yaml run.name=seed-%a run.seed=%a
+
+# One agent per node, with all of the node's devices: what sbatch was told of tasks is for the agents to read,
+# and not for srun, which would start that many of them.
+agents=(env -u SLURM_NTASKS -u SLURM_NPROCS -u SLURM_NTASKS_PER_NODE -u SLURM_TASKS_PER_NODE
+  -u SLURM_CPUS_PER_TASK -u SLURM_GPUS_PER_TASK -u SLURM_TRES_PER_TASK
+  srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0)
+if [ "${SLURM_HET_SIZE:-0}" -gt 0 ]; then agents+=(--het-group="0-$((SLURM_HET_SIZE - 1))"); fi
+
+# What the nodes say of themselves, judged here: whatever is wrong (2) is shown with its mend, and ends the job.
+doctor() {
+  timeout 120 "${agents[@]}" "${srun_options[@]}" "${container[@]}" python -m launch.doctor_node "$plan" |
+    "${container[@]}" python -m launch doctor --plan "$plan" --reports --quick
+}
+if [ "${SLURM_JOB_NUM_NODES:-1}" -eq 1 ]; then LAUNCH_DOCTOR=0; fi # LAUNCH_DOCTOR=0 switches it off elsewhere, too
+
+while plan=$("${container[@]}" python -m launch.job begin "$@"); do
+  if [ "${LAUNCH_DOCTOR:-1}" != 0 ]; then
+    doctor || [ $? -ne 2 ] || exit 2
+    LAUNCH_DOCTOR=0 # once in a job's life is enough
+  fi
+  "${agents[@]}" "${srun_options[@]}" "${container[@]}" python -m launch.agent "$plan"
+  "${container[@]}" python -m launch.job end "$plan"
+  code=$?
+  case $code in
+    100) continue ;;  # the world broke: once more, on fresh addresses
+    101) scontrol requeue "$SLURM_JOB_ID" && sleep 60; exit 75 ;;  # saved; the requeue ends this shell
+    *) exit $code ;;
+  esac
+done
+exit 2
