@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from launch import slurm
@@ -46,14 +47,14 @@ def queued_job(run_dir: Path) -> str:
     return str(read_json(file).get("job", "")) if file.exists() else ""
 
 
-def refuse_if_alive(run_dir: Path, *, job: str = "") -> None:
-    """Refuse a second start of a run while its first one lives; `job` is the one that asks.
+def refuse_if_alive(run_dir: Path, *, own: Collection[str] = ()) -> None:
+    """Refuse a second start of a run while its first one lives; `own` are the ids of the job that asks.
 
     Raises:
         RunFolderError: with the job or process that has the run.
     """
     attempts = list_attempts(run_dir)
-    for other in {queued_job(run_dir), attempts[-1].job if attempts else ""} - {"", job}:
+    for other in {queued_job(run_dir), attempts[-1].job if attempts else ""} - {"", *own}:
         if slurm.is_alive(other):
             raise RunFolderError(
                 f"job {other} has this run ({slurm.job_state(other).lower()})",

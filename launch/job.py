@@ -42,7 +42,8 @@ def begin(words: Sequence[str], environment: Mapping[str, str]) -> Plan:
         )
     gpus = 0 if options.cpu else int(environment.get("SLURM_GPUS_ON_NODE") or count_gpus(environment))
     tasks = int(environment.get("SLURM_NTASKS_PER_NODE") or 1)
-    refuse_if_alive(target.run_dir, job=place.job)
+    # a task of an array was queued under the array's id, and has one of its own by now
+    refuse_if_alive(target.run_dir, own=(place.job, environment.get("SLURM_ARRAY_JOB_ID", "")))
     return start_attempt(
         target,
         options,

@@ -180,9 +180,8 @@ class Bed:
     ) -> Run:
         """Queue a run by plain sbatch; of another script than the project's own, if one is given."""
         size = [] if any(option.startswith("--nodes") for option in options) else [*SIZE]
-        gpu_nodes = [node for count, node in self.nodes_with_gpus.items() if count]
-        if gpu_nodes and not any(option.startswith("--gpus") for option in options):
-            size.append(f"--exclude={','.join(gpu_nodes)}")  # an exclusive job would get their GPUs unasked
+        if self.gpu_nodes and not any(option.startswith("--gpus") for option in options):
+            size.append(f"--exclude={self.gpu_nodes}")  # an exclusive job would get their GPUs unasked
         own = [*launch, *([f"--script={script}", f"--run-dir={self.folder / name}"] if script else [])]
         own += ["--"] if own else []
         arguments = [*size, *options, str(SCRIPT), *own, *self.words(name, *words, steps=steps)]
@@ -194,6 +193,11 @@ class Bed:
     def nodes_with_gpus(self) -> dict[int, str]:
         """Number of GPUs -> a node that has so many."""
         return dict(zip(self.cluster.gpus, self.cluster.nodes, strict=True))
+
+    @property
+    def gpu_nodes(self) -> str:
+        """The nodes with GPUs, as Slurm writes a list."""
+        return ",".join(node for count, node in self.nodes_with_gpus.items() if count)
 
     def make_reference(self, steps: int) -> None:
         """Train undisturbed, with 4 processes on this machine and without Slurm; the folder is in `references`."""

@@ -9,14 +9,14 @@ from launch.place import FIRST_PORT, NUM_PORTS
 from tests.slurm.bed import STEPS, Bed, Run, assert_one_wandb_run, command_line, kill
 
 PACED = Path(__file__).with_name("run_paced.py")
-LONG = 640  # where the clock, and not a step, says when
+LONG = 1000  # where the clock, and not a step, says when
 
 
 def walltime(bed: Bed) -> None:
     """A minute is too short: it is requeued three times or more, under one id."""
-    # fourteen seconds for each attempt, a third of which or more is its start
-    run = bed.start("walltime", "--time=1", "--signal=USR1@46", launch=("--lead=46s",), steps=LONG, script=PACED)
-    run.wait_end(timeout=400)
+    # 35 s for each attempt, its start among them: ten steps a second make three of them too few
+    run = bed.start("walltime", "--time=1", "--signal=USR1@25", launch=("--lead=25s",), steps=LONG, script=PACED)
+    run.wait_end(timeout=600)
     reasons = [run.end_of(number)["reason"] for number in range(1, run.attempts)]
     assert len(reasons) >= 3 and set(reasons) == {"walltime"}, run.output()
     assert bed.cluster.job(run.job)["Restarts"] == str(len(reasons))

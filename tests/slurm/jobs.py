@@ -67,6 +67,25 @@ def submitted_code_is_frozen(bed: Bed) -> None:
     assert (run.folder / "logs" / f"slurm-{run.job}.out").exists()
 
 
+def submitted_array(bed: Bed) -> None:
+    """An array through `launch submit`: one frozen copy of the code, a run folder for each task."""
+    profile = bed.folder / "array.yaml"
+    profile.write_text("processes_per_node: 2\nexclusive: true\n")
+    options = [
+        "--cluster",
+        str(profile),
+        "--nodes=2",
+        "--time=10",
+        "--array=3-4",
+        f"--sbatch=--exclude={bed.gpu_nodes}",
+    ]
+    said = launch(bed, "submit", *options, "--", *bed.words("sub-%a"))
+    for task in (3, 4):
+        run = Run(bed, f"{said.split()[1]}_{task}", bed.folder / f"sub-{task}")
+        run.wait_end()
+        run.assert_same_as_undisturbed()
+
+
 def cancelled_by_launch(bed: Bed) -> None:
     """`launch cancel` saves first, however short the cluster's own patience is; the job is gone for good."""
     run = bed.start("cancelled_by_launch")
@@ -110,5 +129,6 @@ def any_script(bed: Bed) -> None:
 
 JOBS: dict[str, Callable[[Bed], None]] = {
     function.__name__: function
-    for function in (submitted_code_is_frozen, nodes_with_1_and_3_devices, any_script, rehearsed, cancelled_by_launch)
-}
+    for function in (submitted_code_is_frozen, submitted_array, nodes_with_1_and_3_devices, any_script, rehearsed,
+                     cancelled_by_launch)
+}  # fmt: skip

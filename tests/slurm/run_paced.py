@@ -1,4 +1,4 @@
-"""The project's training, no faster than 20 steps a second, so that a walltime comes when it is to come."""
+"""The project's training, no faster than 10 steps a second, so that a walltime comes when it is to come."""
 
 import time
 
@@ -9,7 +9,7 @@ update = loop.Trainer._update
 
 def paced(self: loop.Trainer, step: int) -> object:
     """Update, after a rest."""
-    time.sleep(0.05)
+    time.sleep(0.1)
     return update(self, step)
 
 

@@ -18,7 +18,7 @@ from tests.slurm.jobs import JOBS
 
 pytestmark = pytest.mark.slurm
 Proctrack = Literal["cgroup", "linuxproc"]
-AT_ONCE = 4  # most of a fault's time is waiting: for Slurm, or for a node to be given up
+AT_ONCE = 3  # most of a fault's time is waiting: for Slurm, or for a node to be given up
 GPUS = (0, 0, 0, 0, 0, 0, 0, 0, 1, 3)  # of the nodes
 SCENARIOS = FAULTS | JOBS
 
