@@ -178,11 +178,11 @@ class Agent:
             return self.plan.stop_request.read_text(encoding="utf-8") or "requested"
         except OSError:
             pass
-        by_hand = self.plan.folder / "STOP"
-        if by_hand.exists():
-            by_hand.unlink(missing_ok=True)
-            return "requested"
-        return ""
+        try:
+            (self.plan.folder / "STOP").unlink()  # a person's own touch
+        except OSError:
+            return ""
+        return "requested"
 
     def _is_out_of_patience(self, now_s: float, child: subprocess.Popen[bytes]) -> bool:
         """After a stop was asked for: send the script's own signal, once; a second Ctrl-C, or too long, ends all."""
@@ -194,6 +194,9 @@ class Agent:
         if signal.SIGINT in self.signals:
             return True
         self.signals.clear()
+        end_time = self.plan.end_time
+        if end_time is not None and time.time() > end_time - min(30.0, self.plan.lead_s / 4):
+            return True  # Slurm never requeues a job that meets its limit: this one must end before
         return now_s - self.stopped_s > self.plan.grace_s
 
     def _end(self, child: subprocess.Popen[bytes]) -> None:

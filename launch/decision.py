@@ -56,16 +56,21 @@ def decide(outcomes: Sequence[Outcome], *, max_restarts: int, may_requeue: bool)
         if may_requeue and last.reason != "cancelled":  # the batch shell still lives: `cancel` asks before it kills
             return Decision("requeue", REQUEUE, f"saved ({last.reason}); the job is requeued and goes on")
         return Decision("stay", SAVED, f"saved ({last.reason}); the same command goes on")
+    crashes = sum(outcome.kind == "crashed" and not _was_taken_away(outcome) for outcome in outcomes)
+    if last.kind == "crashed" and crashes > max_restarts:
+        return Decision("give_up", GAVE_UP, f"{crashes} attempts crashed, and {max_restarts} restarts are the budget")
     if last.reason in TAKEN_AWAY and may_requeue:
         # it died on the way to its end, and the nodes are about to be taken: there is no room for another attempt
         return Decision("requeue", REQUEUE, f"not saved in time ({last.reason}); the job is requeued and goes on")
     if last.reason == "cancelled" or (last.reason in ASKED and not may_requeue):
         # whoever asked it to end, or pressed Ctrl-C twice, does not want to see it start again
         return Decision("stay", SAVED, f"not saved in time ({last.reason}); the same command goes on from what is safe")
-    crashes = sum(outcome.kind == "crashed" and outcome.reason not in TAKEN_AWAY for outcome in outcomes)
-    if crashes > max_restarts:
-        return Decision("give_up", GAVE_UP, f"{crashes} attempts crashed, and {max_restarts} restarts are the budget")
     return Decision("restart", AGAIN, f"restart {crashes} of {max_restarts}")
+
+
+def _was_taken_away(outcome: Outcome) -> bool:
+    """Did it lose its nodes after it had brought the run further? Without that it may be its own fault."""
+    return outcome.reason in TAKEN_AWAY and bool(outcome.made_progress)
 
 
 def count_stalls(outcomes: Sequence[Outcome]) -> int:
@@ -80,7 +85,7 @@ def count_stalls(outcomes: Sequence[Outcome]) -> int:
             break
         if outcome.kind == "lost" or outcome.reason in NOT_ITS_FAULT:
             continue
-        if progress is None and outcome.kind == "stopped":
+        if progress is None and (outcome.kind == "stopped" or outcome.reason in TAKEN_AWAY):
             break
         stalls += 1
     return stalls

@@ -6,6 +6,7 @@ python -m launch.job end PLAN                       say how it ended and what fo
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,8 @@ def start_attempt(
     run_dir = target.run_dir
     earlier = read_outcomes(run_dir, launch)
     attempt = claim(run_dir, launch=launch, job=place.job, first_step=read_step(run_dir) or 0)
-    key = int(place.job) if place.job.isdigit() else os.getpid()
+    digits = re.sub(r"\D", "", place.job)
+    key = int(digits) if digits else os.getpid()
     plan = Plan(
         run_dir=str(run_dir),
         attempt=attempt.number,
@@ -116,7 +118,8 @@ def end(plan: Plan) -> Decision:
     outcome = read_outcome(plan)
     write_outcome(plan.folder, plan.attempt, outcome)
     # the batch shell of a cancelled job may live for a moment longer: such a job must stay cancelled
-    may_requeue = bool(plan.job) and slurm.job_state(plan.job) == "RUNNING"
+    # (the shell asks, since a container may hold none of Slurm's commands)
+    may_requeue = bool(plan.job) and (os.environ.get("LAUNCH_JOB_STATE") or slurm.job_state(plan.job)) == "RUNNING"
     outcomes = [*read_outcomes(plan.folder, plan.launch)[:-1], outcome]
     return decide(outcomes, max_restarts=plan.max_restarts, may_requeue=may_requeue)
 

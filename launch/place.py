@@ -1,6 +1,7 @@
 """Where an attempt runs: which hosts, where they meet, and until when; read late, in the job itself."""
 
 import dataclasses
+import ipaddress
 import socket
 from collections.abc import Iterator, Mapping
 
@@ -36,7 +37,7 @@ def slurm_place(environment: Mapping[str, str]) -> Place:
     Raises:
         UserError: this is no job, or its head node's address cannot be found.
     """
-    job = environment.get("SLURM_JOB_ID", "")
+    job = job_name(environment)
     if not job:
         raise UserError(
             "SLURM_JOB_ID is not set: this is no Slurm job",
@@ -46,6 +47,15 @@ def slurm_place(environment: Mapping[str, str]) -> Place:
     start_time, end_time = job_times(job, environment)
     limit_s = None if start_time is None or end_time is None else end_time - start_time
     return Place(nodes=nodes, head_address=head_address(nodes[0]), job=job, end_time=end_time, limit_s=limit_s)
+
+
+def job_name(environment: Mapping[str, str]) -> str:
+    """What Slurm's commands know this job by; empty outside of one.
+
+    Of an array it is `ARRAY_TASK`: the last task's own id is the array's too, and a command would mean all tasks.
+    """
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID", "")
 
 
 def node_names(environment: Mapping[str, str]) -> Iterator[str]:
@@ -59,9 +69,11 @@ def node_names(environment: Mapping[str, str]) -> Iterator[str]:
 
 def head_address(node: str) -> str:
     """The address at which Slurm itself reaches the node, or what its name resolves to."""
-    address = node_address(node)
+    address = node_address(node) or node
     try:
-        return socket.gethostbyname(address or node)
+        found = socket.gethostbyname(address)
+        # many systems give a host's own name its loopback: the other nodes must look it up themselves
+        return address if ipaddress.ip_address(found).is_loopback else found
     except OSError:
         raise UserError(
             f"the head node '{node}' has no address that can be found",

@@ -10,6 +10,7 @@ Usage: python -m launch.preload SOCKET MODULE,MODULE...
 """
 
 import atexit
+import contextlib
 import gc
 import importlib
 import io
@@ -51,6 +52,9 @@ class Preloader:
     def _accept(self) -> None:
         connection, _ = self.listener.accept()
         message, files, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
+        if not message or not files:  # a worker that died before it had asked
+            connection.close()
+            return
         request = json.loads(message)
         pid = os.fork()
         if pid == 0:
@@ -61,7 +65,8 @@ class Preloader:
             run_script(request, output=files[0])
         for file in files:
             os.close(file)
-        connection.send(json.dumps({"pid": pid}).encode())
+        with contextlib.suppress(OSError):  # one that died since: its end is seen below, and its script's with it
+            connection.send(json.dumps({"pid": pid}).encode())
         self.scripts[pid] = connection
         self.selector.register(connection, selectors.EVENT_READ)
 

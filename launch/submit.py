@@ -274,7 +274,8 @@ def submit(submission: Submission) -> str:
                 with contextlib.suppress(OSError):  # another run may be in it by now
                     path.rmdir()
         raise
-    write_json(run_dir / JOB_FILE, {"job": job, "commit": frozen.commit, "code": frozen.digest})
+    first = f"_{ARRAY.fullmatch(submission.array)[1]}" if submission.array else ""  # type: ignore[index]
+    write_json(run_dir / JOB_FILE, {"job": f"{job}{first}", "commit": frozen.commit, "code": frozen.digest})
     sync_folder(folder)
     return job
 

@@ -1,7 +1,12 @@
 """Errors that the user can mend: each says what is wrong, where, and how to mend it."""
 
+import errno
 import functools
 from typing import Any
+
+# What a file server that changes hands, or a machine that is short of memory for a moment, answers.
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EAGAIN, errno.ENOMEM,
+           errno.EREMOTEIO, errno.EHOSTDOWN}  # fmt: skip
 
 
 class UserError(Exception):
@@ -47,12 +52,20 @@ class TrainingError(UserError):
 def error_from_os(error: OSError) -> UserError:
     """Turn an operating-system error (full disk, no permission) into one that names the mend."""
     reason = error.strerror or str(error)
+    if error.errno in PASSING:
+        return PassingError(
+            f"the system refused a file operation: {reason}", where=str(error.filename or ""), fix="start it again"
+        )
     where = str(error.filename or "")
     return RunFolderError(
         f"the system refused a file operation: {reason}",
         where=where,
         fix="free space or choose a folder that can be written: run.dir=DIR, data.cache_dir=DIR",
     )
+
+
+class PassingError(UserError):
+    """The system refused something that it may grant a moment later; exit code 1, so that a launcher starts again."""
 
 
 class Stopped(Exception):

@@ -16,7 +16,7 @@ if not __package__:  # started as a script: the project's root comes first, in p
 
 from nn_train.config import dump_config, load_config, parse_words
 from nn_train.config_help import USAGE, help_text, schema_text
-from nn_train.errors import ConfigError, Stopped, UserError, error_from_os
+from nn_train.errors import ConfigError, PassingError, Stopped, UserError, error_from_os
 from nn_train.settings import Config
 
 # 75 is sysexits.h's EX_TEMPFAIL: saved, and to be gone on with; launchers start such a run again
@@ -126,7 +126,7 @@ def _fail(error: UserError, *, debug: bool) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
     else:
         time.sleep(2)
-    return USER_ERROR
+    return FAILED if isinstance(error, PassingError) else USER_ERROR
 
 
 def leave(code: int) -> NoReturn:

@@ -74,7 +74,9 @@ def lost(first: int | None = None) -> Outcome:
         ([died("preempted", 0, 5)], 0, True, "requeue", 101),
         ([died("walltime", 0, 5)] * 3, 1, True, "requeue", 101),
         ([died("walltime", 0, 0)] * 2, 9, True, "give_up", 93),
-        ([died("preempted", 0, 0)] * 3, 0, True, "requeue", 101),
+        ([died("preempted", 0, 0)] * 3, 3, True, "requeue", 101),
+        ([died("preempted", 0, 0)] * 3, 2, True, "give_up", 93),  # no step in any: it may be its own fault
+        ([died("walltime", None, None)] * 3, 9, True, "requeue", 101),
         ([died("preempted", 0, 5)], 9, False, "stay", 75),
         ([died("interrupted")] * 3, 9, False, "stay", 75),
         ([died("requested", 0, 5)], 9, False, "stay", 75),

@@ -14,8 +14,9 @@ LONG = 1000  # where the clock, and not a step, says when
 
 def walltime(bed: Bed) -> None:
     """A minute is too short: it is requeued three times or more, under one id."""
-    # 35 s for each attempt, its start among them: ten steps a second make three of them too few
-    run = bed.start("walltime", "--time=1", "--signal=USR1@25", launch=("--lead=25s",), steps=LONG, script=PACED)
+    # 25 to 35 s for each attempt, its start among them, at ten steps a second: three of them are too few. Slurm
+    # sends its signal up to 30 s early, or the agents' own clock is first
+    run = bed.start("walltime", "--time=1", "--signal=USR1@5", launch=("--lead=25s",), steps=LONG, script=PACED)
     run.wait_end(timeout=600)
     reasons = [run.end_of(number)["reason"] for number in range(1, run.attempts)]
     assert len(reasons) >= 3 and set(reasons) == {"walltime"}, run.output()

@@ -32,8 +32,13 @@ set -- --max-restarts=3 --lead=300 --network-interface=ib0 '--accelerate=--mixed
 # and not for srun, which would start that many of them.
 agents=(env -u SLURM_NTASKS -u SLURM_NPROCS -u SLURM_NTASKS_PER_NODE -u SLURM_TASKS_PER_NODE
   -u SLURM_CPUS_PER_TASK -u SLURM_GPUS_PER_TASK -u SLURM_TRES_PER_TASK
-  srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0)
+  srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0 --cpu-bind=none)
 if [ "${SLURM_HET_SIZE:-0}" -gt 0 ]; then agents+=(--het-group="0-$((SLURM_HET_SIZE - 1))"); fi
+
+# One task of an array by a name of its own: the last task's id is the whole array's.
+id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+id=${id:-${SLURM_JOB_ID:-}}
+state() { squeue -h -j "$id" -o %T 2>/dev/null | head -n 1; }
 
 # What the nodes say of themselves, judged here: whatever is wrong (2) is shown with its mend, and ends the job.
 doctor() {
@@ -48,11 +53,16 @@ while plan=$("${container[@]}" python -m launch.job begin "$@"); do
     LAUNCH_DOCTOR=0 # once in a job's life is enough
   fi
   "${agents[@]}" "${srun_options[@]}" "${container[@]}" python -m launch.agent "$plan"
-  "${container[@]}" python -m launch.job end "$plan"
+  LAUNCH_JOB_STATE=$(state) "${container[@]}" python -m launch.job end "$plan"
   code=$?
   case $code in
     100) continue ;;  # the world broke: once more, on fresh addresses
-    101) scontrol requeue "$SLURM_JOB_ID" && sleep 60; exit 75 ;;  # saved; the requeue ends this shell
+    101) # saved; the requeue ends this shell. A busy controller is asked again, unless the job was cancelled meanwhile
+      for _ in 1 2 3 4 5; do
+        if scontrol requeue "$id"; then sleep 60; break; fi
+        if [ "$(state)" = RUNNING ]; then sleep 5; else break; fi
+      done
+      exit 75 ;;
     *) exit $code ;;
   esac
 done
