@@ -194,10 +194,13 @@ class Agent:
         if signal.SIGINT in self.signals:
             return True
         self.signals.clear()
-        end_time = self.plan.end_time
-        if end_time is not None and time.time() > end_time - min(30.0, self.plan.lead_s / 4):
-            return True  # Slurm never requeues a job that meets its limit: this one must end before
-        return now_s - self.stopped_s > self.plan.grace_s
+        waited_s = now_s - self.stopped_s
+        if self.plan.end_time is not None:
+            # Slurm never requeues a job that meets its limit: this one must end before
+            left_s = self.plan.end_time - min(30.0, self.plan.lead_s / 4) - time.time()
+            if left_s < 0 < left_s + waited_s:
+                return True
+        return waited_s > self.plan.grace_s
 
     def _end(self, child: subprocess.Popen[bytes]) -> None:
         """Make sure that nothing of the launcher is left; its workers die with it."""

@@ -3,6 +3,7 @@
 `accelerate launch` takes seconds to start, so all are started at once, and each test looks at its own.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -82,7 +83,8 @@ class Started:
     @property
     def ids(self) -> list[int]:
         """The script and its helper, once they run."""
-        found = re.search(r"^ids ([\d ]+)", self.log(), re.MULTILINE)
+        # the whole line: an unbuffered print writes it piece by piece
+        found = re.search(r"^ids ([\d ]+).*\n", self.log(), re.MULTILINE)
         return [int(word) for word in found[1].split()] if found else []
 
     def wait_for_script(self) -> None:
@@ -155,6 +157,7 @@ def all_started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
             ("fenced", "helped", {}),
             ("killed", "helped", {}),
             ("deaf", "deaf", {"grace_s": 0.5}),
+            ("out_of_time", "deaf", {"end_time": time.time() + 40, "lead_s": 20.0}),
             ("signalled", "signalled", {"stop_signal": "SIGUSR2"}),
             ("helper", "helped", {}),
         ):
@@ -175,6 +178,9 @@ def all_started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         for each in started.values():
             each.process.kill()  # what it started dies with it
             each.process.communicate()
+            for pid in each.leftovers:  # but for helpers of a script
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -271,6 +277,13 @@ def test_a_script_that_does_not_stop_is_ended_after_the_grace(started: Started) 
     outcome = agent(started).outcome
     assert (outcome.kind, outcome.reason) == ("crashed", "walltime")
     assert started.leftovers == []
+
+
+@named("out_of_time")
+def test_a_script_that_does_not_stop_is_ended_before_the_walltime(started: Started) -> None:
+    code, _ = started.end()  # Slurm would never requeue a job that meets its limit
+    assert code == 1 and time.time() < (agent(started).plan.end_time or 0)
+    assert (agent(started).outcome.kind, agent(started).outcome.reason) == ("crashed", "walltime")
 
 
 @named("signalled")
