@@ -246,12 +246,4 @@ FAULTS: dict[str, Callable[[Bed], None]] = {
                      launcher_killed, agent_killed, stop_file, link_cut_for_5_seconds, port_occupied)
 }  # fmt: skip
 # What signals and the death of parents decide differently where Slurm signals every process of a step.
-ALSO_WITH_LINUXPROC = (
-    "walltime",
-    "preempted",
-    "cancelled",
-    "process_killed",
-    "launcher_killed",
-    "agent_killed",
-    "batch_shell_killed",
-)
+ALSO_WITH_LINUXPROC = ("preempted", "cancelled", "process_killed", "launcher_killed", "batch_shell_killed")
