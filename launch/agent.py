@@ -16,18 +16,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from launch.command import accelerate_argv, default_environment, node_environment
 from launch.devices import count_cpus, count_gpus, share_machine
 from launch.plan import Plan, request_stop
+from launch.watch import Sign, Watchdog
 from launch.worker import die_with_parent
 from nn_train.attempts import Fence
 from nn_train.errors import UserError
 
 FENCED = 94
 TICK_S, LOOK_S = 0.05, 0.5  # between two looks at the child, and at the run folder
+TELL_S = 2.0  # for the other nodes' agents to have their processes write their stacks
 SWEEP_S = 5.0  # how long helpers of an ended world may take to end by themselves
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -71,6 +74,10 @@ class Agent:
         self.signals: list[signal.Signals] = []
         self.stopped_s: float | None = None
         self.told_processes = False
+        self.watchdog = Watchdog(
+            self.folder, host=socket.gethostname(), log_dir=plan.log_dir, is_alone=len(plan.nodes) == 1
+        )
+        self.hang: list[Sign] = []  # how the processes stood when they were found to hang
         self.preloader: subprocess.Popen[bytes] | None = None
 
     def note(self, number: int, frame: FrameType | None) -> None:
@@ -89,10 +96,10 @@ class Agent:
                 self._end(child)
                 if self.preloader is not None:
                     self._end(self.preloader)
-        self._sweep(0.0 if code == FENCED else SWEEP_S)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._sweep(0.0 if code == FENCED or self.hang else SWEEP_S)
         if code != FENCED:
             self._record(code, started_s)
+        self._clear()
         return code if code in (0, FENCED) else 1
 
     def _start(self, log: int) -> subprocess.Popen[bytes]:
@@ -100,7 +107,7 @@ class Agent:
             self.plan,
             local_processes=self.node.processes,
             threads=self.node.threads,
-            stop_file=self.stop_file,
+            folder=self.folder,
             inherited=default_environment(),
         )
         if self.plan.preload:
@@ -135,6 +142,8 @@ class Agent:
                 looked_s = now_s
                 if not self._may_go_on():
                     return FENCED
+                if self._hangs():
+                    return 1
                 if self.stopped_s is None:
                     self._look_for_stop()
                 elif self._is_out_of_patience(now_s, child):
@@ -147,6 +156,26 @@ class Agent:
             return self.fence.is_open
         except OSError:
             return True
+
+    def _hangs(self) -> bool:
+        """Do the processes hang, here or on another node? They have written their stacks then."""
+        self.hang = self.watchdog.look()
+        is_first = bool(self.hang)
+        if not is_first and not self._is_told_of_hang():
+            return False
+        self.hang = self.hang or self.watchdog.signs()
+        with suppress(OSError):
+            request_stop(self.plan.hang_notice, socket.gethostname())  # for the agents of the other nodes
+        self.watchdog.dump_stacks()
+        if is_first and len(self.plan.nodes) > 1:
+            time.sleep(TELL_S)  # a world that ends here would take the others' stacks with it
+        return True
+
+    def _is_told_of_hang(self) -> bool:
+        try:
+            return self.plan.hang_notice.exists()
+        except OSError:  # a run folder that cannot be reached says nothing
+            return False
 
     def _look_for_stop(self) -> None:
         reason = self._reason()
@@ -216,12 +245,22 @@ class Agent:
         for pid in left:
             _send(pid, signal.SIGKILL)
 
+    def _clear(self) -> None:
+        """Remove what only this attempt's processes needed, and files for stacks that nobody wrote."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for file in self.plan.log_dir.glob(f"{socket.gethostname()}-rank-*.stacks"):
+            with suppress(OSError):
+                if not file.stat().st_size:
+                    file.unlink()
+
     def _record(self, code: int, started_s: float) -> None:
         record = {
             "host": socket.gethostname(),
             "node_rank": self.node.rank,
             "processes": self.node.processes,
             "code": code,
+            "step": self.watchdog.step(),
+            "hang": [dataclasses.asdict(sign) for sign in self.hang],
             "started_s": started_s,
             "ended_s": time.time(),
         }

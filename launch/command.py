@@ -40,7 +40,7 @@ def accelerate_argv(plan: Plan, *, node_rank: int, local_processes: int, worker:
 
 
 def node_environment(
-    plan: Plan, *, local_processes: int, threads: int, stop_file: Path, inherited: Mapping[str, str]
+    plan: Plan, *, local_processes: int, threads: int, folder: Path, inherited: Mapping[str, str]
 ) -> dict[str, str]:
     """The environment of one node's processes: what is inherited, less what is left over, and the contract."""
     environment = {
@@ -50,16 +50,17 @@ def node_environment(
         and not name.startswith(MPI_PREFIXES)
         and not name.startswith("PET_")
     }
-    return environment | contract(plan, local_processes=local_processes, threads=threads, stop_file=stop_file)
+    return environment | contract(plan, local_processes=local_processes, threads=threads, folder=folder)
 
 
-def contract(plan: Plan, *, local_processes: int, threads: int, stop_file: Path) -> dict[str, str]:
-    """What the launcher sets, and says to a script."""
+def contract(plan: Plan, *, local_processes: int, threads: int, folder: Path) -> dict[str, str]:
+    """What the launcher sets, and says to a script; `folder` is where agent and processes of one node meet."""
     values = {
         "LAUNCH_RUN_DIR": plan.run_dir,
         "LAUNCH_ATTEMPT": str(plan.attempt),
         "LAUNCH_GOES_ON": "1" if plan.goes_on else "0",
-        "LAUNCH_STOP_FILE": str(stop_file),
+        "LAUNCH_STOP_FILE": str(folder / "stop"),
+        "LAUNCH_PULSE_DIR": str(folder),
         "LAUNCH_LOG_DIR": str(plan.log_dir),
         "LAUNCH_ID": plan.rendezvous_id,
         "OMP_NUM_THREADS": str(threads),
@@ -74,6 +75,8 @@ def contract(plan: Plan, *, local_processes: int, threads: int, stop_file: Path)
     }
     if plan.use_cpu:
         values["ACCELERATE_USE_CPU"] = "true"
+    if plan.faults:
+        values["NN_TRAIN_FAULTS"] = plan.faults
     if plan.network_interface:
         values |= {"GLOO_SOCKET_IFNAME": plan.network_interface, "NCCL_SOCKET_IFNAME": plan.network_interface}
     if not plan.use_cpu:

@@ -27,6 +27,8 @@ from launch.place import Place, choose_lead_s, local_place, slurm_place
 from launch.plan import Plan
 from launch.request import Parser, count, split_words
 from launch.target import resolve_target
+from nn_train.errors import ConfigError
+from nn_train.network_choice import resolve_model
 from nn_train.settings import Config
 
 WHOLE_S = 300  # the last resort, where the system itself hangs on a dead file system
@@ -134,10 +136,21 @@ def predict_need(config: Config | None, run_dir: Path) -> Need:
         one = sum(file.stat().st_size for file in written[-1].iterdir())
         number = max(2, number - len(written))
     else:
-        model = config.model
-        inputs = ASSUMED_COLUMNS * (model.num_embedding if model.name == "mlp-ple" else 1)
-        one = 4 * 4 * (inputs * (config.preprocess.num_bins + model.width) + model.num_blocks * model.width**2)
+        one = 4 * 4 * _num_weights(config)
     return Need(size_bytes=max(Need.size_bytes, number * one))
+
+
+def _num_weights(config: Config) -> int:
+    """About as many weights as the network will have, on a device that lets `auto` choose the largest."""
+    try:
+        model = resolve_model(config.model, num_rows=10**9, num_numbers=ASSUMED_COLUMNS, device_type="gpu")
+    except ConfigError:  # the training says it, with the table in hand
+        return 0
+    widths = [size for size in (model.num_embedding, model.width, model.num_blocks) if isinstance(size, int)]
+    if len(widths) < 3:
+        return ASSUMED_COLUMNS * config.preprocess.num_bins
+    embedding, width, blocks = widths
+    return ASSUMED_COLUMNS * embedding * (config.preprocess.num_bins + width) + 4 * blocks * width**2
 
 
 def _ask_nodes(word: str, place: Place) -> Collected:

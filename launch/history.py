@@ -37,7 +37,7 @@ def read_end(run_dir: Path, attempt: Attempt) -> Outcome:
     try:
         values = json.loads(end_file(run_dir, attempt.number).read_text(encoding="utf-8"))
         return Outcome(**(values | {"failure": None}))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return Outcome(kind="lost", first_step=attempt.first_step)
 
 

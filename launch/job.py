@@ -15,16 +15,18 @@ from launch import slurm
 from launch.decision import FENCED, WRONG_INPUT, Decision, decide
 from launch.devices import count_gpus
 from launch.history import read_outcomes, refuse_if_alive, write_outcome
-from launch.outcome import Failure, read_outcome, read_step
+from launch.outcome import Failure, Outcome, read_outcome, read_step
 from launch.place import Place, choose_lead_s, choose_port, slurm_place
 from launch.plan import Plan
 from launch.request import Options, read_options
 from launch.target import Target
 from nn_train.attempts import Fence, claim
 from nn_train.errors import UserError, error_from_os
+from nn_train.timeline import append_event
 
 # torch._dynamo: DDP and every optimizer import it when they are made
 PRELOAD = ("torch._dynamo", "nn_train.engine")
+FAULT_FILE = Path("launch") / "faults"
 LINE_CHARS = 300  # of a log's line that is shown: a dump of an aborted process has lines of thousands
 
 
@@ -104,11 +106,24 @@ def start_attempt(
         max_restarts=options.max_restarts,
         network_interface=options.network_interface,
         accelerate_options=options.accelerate_options,
+        faults=take_faults(run_dir),
         preload=PRELOAD if target.config is not None and gpus == 0 and options.preload else (),
     )
     plan.log_dir.mkdir(parents=True, exist_ok=True)
     plan.write()
+    append_event(run_dir, "attempt", attempt=plan.attempt, job=plan.job, hosts=list(plan.nodes))
     return plan
+
+
+def take_faults(run_dir: Path) -> str:
+    """The faults that a rehearsal wants in the next attempt, once; empty where there are none."""
+    file = run_dir / FAULT_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+        file.unlink()
+    except OSError:
+        return ""
+    return text
 
 
 def end(plan: Plan) -> Decision:
@@ -121,7 +136,19 @@ def end(plan: Plan) -> Decision:
     # (the shell asks, since a container may hold none of Slurm's commands)
     may_requeue = bool(plan.job) and (os.environ.get("LAUNCH_JOB_STATE") or slurm.job_state(plan.job)) == "RUNNING"
     outcomes = [*read_outcomes(plan.folder, plan.launch)[:-1], outcome]
-    return decide(outcomes, max_restarts=plan.max_restarts, may_requeue=may_requeue)
+    decision = decide(outcomes, max_restarts=plan.max_restarts, may_requeue=may_requeue)
+    _note(plan, outcome, decision)
+    return decision
+
+
+def _note(plan: Plan, outcome: Outcome, decision: Decision) -> None:
+    """Put the end of an attempt into the run's timeline."""
+    if outcome.failure is not None and (hang := outcome.failure.hang):
+        append_event(plan.folder, "hang", attempt=plan.attempt, rank=hang.rank, host=hang.host, phase=hang.phase,
+                     step=hang.step, silent_s=hang.silent_s)  # fmt: skip
+    steps = {name: getattr(outcome, name) for name in ("first_step", "last_step", "made_step")}
+    append_event(plan.folder, "end", attempt=plan.attempt, kind=outcome.kind, reason=outcome.reason, **steps,
+                 action=decision.action)  # fmt: skip
 
 
 def describe_end(plan: Plan, decision: Decision) -> str:
@@ -139,9 +166,8 @@ def describe_end(plan: Plan, decision: Decision) -> str:
 
 
 def _failure_lines(plan: Plan, failure: Failure) -> list[str]:
-    lines = [f"first error: {failure}"]
-    if failure.rank is not None:
-        lines.append(f"  {plan.log_dir / f'{failure.host}-rank-{failure.rank}.log'}")
+    file = plan.log_dir / failure.file_name
+    lines = [f"first error: {failure}", *([f"  {file}"] if file.exists() else [])]
     return [*lines, *(f"  | {line[:LINE_CHARS]}" for line in failure.lines)]
 
 

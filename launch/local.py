@@ -84,14 +84,15 @@ def describe(target: Target, options: Options) -> str:
 
 def describe_plan(plan: Plan, *, local_processes: int, threads: int, worker: Path = WORKER) -> str:
     """The words and the environment of one node, as a shell would take them."""
-    values = contract(plan, local_processes=local_processes, threads=threads, stop_file=Path("STOP_FILE"))
+    values = contract(plan, local_processes=local_processes, threads=threads, folder=Path("FOLDER"))
     lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
     argv = accelerate_argv(plan, node_rank=0, local_processes=local_processes, worker=worker)
     return "\n".join([*lines, shlex.join(argv)])
 
 
 def say(text: str) -> None:
-    """One or more lines for the person at the terminal."""
+    """One or more lines for the person at the terminal; what a foreign run folder holds may not steer it."""
+    text = "".join(sign if sign.isprintable() or sign in "\n\t" else "?" for sign in text)
     print(text, flush=True)  # noqa: T201 - this is a command
 
 

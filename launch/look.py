@@ -30,6 +30,7 @@ from launch.runs import (
 )
 from nn_train.attempts import Attempt
 from nn_train.errors import RunFolderError, UserError
+from nn_train.timeline import describe, read_events, summarise
 
 __all__ = ["logs", "ls", "show"]
 OVER = ("done", "given up")  # no command goes on from here
@@ -129,6 +130,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         "words": list(plan.words) if plan else [],
         "config": str(config) if config.exists() else "",
         "metrics": _metrics(run),
+        "timeline": _timeline(run.folder),
         "attempts": [_attempt(run, attempt) for attempt in run.attempts],
         "job": _job(run),
         "goes_on": "" if run.state in (*OVER, "training", "queued") else goes_on_command(run),
@@ -140,7 +142,7 @@ def describe_run(run: Run) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -148,6 +150,12 @@ def _read(file: Path) -> dict[str, Any]:
 def _metrics(run: Run) -> dict[str, float]:
     values = _read(run.folder / "metrics.json").get("test", {}) if run.state == "done" else {}
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _timeline(folder: Path) -> dict[str, Any] | None:
+    """Where the time of the run went, in figures and in words; None where no event was written."""
+    timeline = summarise(read_events(folder))
+    return {"words": describe(timeline)} | timeline.to_json() if timeline.attempts else None
 
 
 def _attempt(run: Run, attempt: Attempt) -> dict[str, Any]:
@@ -171,7 +179,7 @@ def _attempt(run: Run, attempt: Attempt) -> dict[str, Any]:
         "error": None,
     }
     if end and plan and end.kind in ("crashed", "wrong_input") and (failure := read_outcome(plan).failure):
-        log = plan.log_dir / f"{failure.host}-{'launcher' if failure.rank is None else f'rank-{failure.rank}'}.log"
+        log = plan.log_dir / failure.file_name
         facts["error"] = {
             "host": failure.host, "rank": failure.rank, "code": failure.code, "what": str(failure),
             "log": str(log) if log.exists() else "", "lines": list(failure.lines),
@@ -262,6 +270,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield "  test     " + ", ".join(f"{name} {value:.4f}" for name, value in shown)
     if facts["job"]:
         yield "  job      " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts["job"].items())
+    if facts["timeline"]:
+        yield "  timeline " + facts["timeline"]["words"].replace("\n", "\n           ")
     for attempt in facts["attempts"]:
         yield from _attempt_lines(attempt)
     if facts["goes_on"]:

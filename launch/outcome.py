@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.plan import Plan
+from launch.watch import Sign, find_behind, read_signs, read_stack
+from nn_train.pulse import stacks_name
 
 Kind = Literal["done", "stopped", "wrong_input", "crashed", "lost"]
 USER_ERROR, SAVED = 2, 75
@@ -28,16 +30,25 @@ class Failure:
     rank: int | None
     code: int | None
     lines: tuple[str, ...]
+    hang: Sign | None = None  # how it stood, if it was ended because it hung
 
     def __str__(self) -> str:
         who = f"host {self.host}" if self.rank is None else f"process {self.rank} on {self.host}"
-        return f"{who} {describe_code(self.code)}"
+        return f"{who} {self.hang.describe() if self.hang else describe_code(self.code)}"
+
+    @property
+    def file_name(self) -> str:
+        """The file in the attempt's folder that says more: a log, or the stacks of a process that hung."""
+        if self.rank is None:
+            return f"{self.host}-launcher.log"
+        return stacks_name(self.host, self.rank) if self.hang else f"{self.host}-rank-{self.rank}.log"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
     """One attempt that has ended; a step is None for a script that does not say how far it came.
 
+    `last_step` counts the steps that are safe, `made_step` those that were made, for all that its agents know.
     `reason`: why it was asked to stop, if it was; else why it ended.
     """
 
@@ -45,6 +56,7 @@ class Outcome:
     reason: str = ""
     first_step: int | None = None
     last_step: int | None = None
+    made_step: int | None = None
     failure: Failure | None = None
 
     @property
@@ -65,7 +77,8 @@ def describe_code(code: int | None) -> str:
 def read_outcome(plan: Plan) -> Outcome:
     """Judge an attempt by its exit records, its stop request and the run's status file."""
     agents, workers = _records(plan, "*-agent.json"), _records(plan, "*.exit.json")
-    steps: dict[str, Any] = {"first_step": plan.first_step, "last_step": read_step(plan.folder)}
+    made = max((agent["step"] for agent in agents if agent.get("step") is not None), default=None)
+    steps: dict[str, Any] = {"first_step": plan.first_step, "last_step": read_step(plan.folder), "made_step": made}
     expected = sum(agent["processes"] for agent in agents)
     codes = [worker["code"] for worker in workers]
     is_whole = len(agents) == len(plan.nodes) and len(workers) == expected > 0
@@ -95,13 +108,17 @@ def read_step(run_dir: Path) -> int | None:
     """How many steps of the run are safe, by its status file; None if it does not say."""
     try:
         step = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return step if isinstance(step, int) else None
 
 
 def first_failure(plan: Plan, agents: list[dict[str, Any]], workers: list[dict[str, Any]]) -> Failure:
     """The earliest error that is no consequence of another; its last lines, without what follows from it."""
+    if signs := read_signs(agents):
+        behind = find_behind(signs)
+        stack = read_stack(plan.log_dir / stacks_name(behind.host, behind.rank))
+        return Failure(host=behind.host, rank=behind.rank, code=None, lines=stack, hang=behind)
     failed = sorted((w for w in workers if w["code"] not in (0, SAVED)), key=lambda w: w["ended_s"])
     tails = {
         worker["rank"]: read_tail(plan.log_dir / f"{worker['host']}-rank-{worker['rank']}.log") for worker in failed
@@ -147,7 +164,7 @@ def _read_json(files: Iterator[Path]) -> Iterator[dict[str, Any]]:
     for file in files:
         try:
             yield json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
 
 

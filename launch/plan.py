@@ -44,6 +44,8 @@ class Plan:
     max_restarts: int = 10
     network_interface: str = ""
     accelerate_options: tuple[str, ...] = ()
+    faults: str = ""
+    """Faults to inject into this attempt; see nn_train/faults.py."""
     preload: tuple[str, ...] = ()
     """Modules that each node imports once for all of its processes; see launch/preload.py."""
 
@@ -61,6 +63,11 @@ class Plan:
     def stop_request(self) -> Path:
         """The file that asks every node of this attempt to stop; its content is the reason."""
         return self.folder / "attempts" / f"{self.attempt:04d}.stop"
+
+    @property
+    def hang_notice(self) -> Path:
+        """The file that tells every node's agent that the processes hang; its content is the host that noticed."""
+        return self.folder / "attempts" / f"{self.attempt:04d}.hang"
 
     @property
     def file(self) -> Path:
@@ -86,7 +93,7 @@ class Plan:
             lists = ("words", "nodes", "accelerate_options", "preload")
             fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in values.items()}
             return cls(**fields)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise RunFolderError(
                 f"this is not the plan of an attempt: {error}", where=str(path), fix="start the run again"
             ) from None

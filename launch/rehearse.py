@@ -14,10 +14,12 @@ from launch.control import running_attempt
 from launch.local import say
 from launch.outcome import Outcome, read_outcome
 from launch.plan import Plan, request_stop
+from launch.rehearse_fault import ask_for_fault, describe_ordeal, spell_fault, watch_ordeal, withdraw_fault
 from launch.request import Parser
 from launch.runs import find_run, has_ended, is_own_script, newest_step, read_plan, read_run, stop_file, wait_for_end
 from nn_train.attempts import Attempt, newest_number
 from nn_train.errors import RunFolderError, UserError
+from nn_train.faults import KINDS
 
 WAIT_S = 600.0
 TICK_S = 0.05
@@ -64,14 +66,32 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--signal", action="store_true", help="have Slurm send the job's signal: it is requeued, and waits its turn"
     )
+    parser.add_argument(
+        "--fault",
+        metavar="FAULT",
+        help=f"then let the next attempt meet one ({', '.join(KINDS)}), and see the run recover; in full as in "
+        "nn_train/faults.py: stop@evaluate,rank=1",
+    )
     parsed = parser.parse_args(words)
     folder = find_run(parsed.run)
     attempt, plan = _subject(folder, is_signal=parsed.signal)
+    fault = spell_fault(parsed.fault, plan) if parsed.fault else ""
     _wait_for_step(plan, attempt, parsed.wait)
     limits = list_limits(plan)
-    trial = _try(plan, attempt, wait_s=parsed.wait, is_signal=parsed.signal)
+    if fault:
+        ask_for_fault(plan, fault)
+    try:
+        trial = _try(plan, attempt, wait_s=parsed.wait, is_signal=parsed.signal)
+    finally:
+        if fault and newest_number(folder) <= plan.attempt:
+            withdraw_fault(plan)  # nobody has met it, and nobody is to who does not expect it
     verdict, problems = judge(trial, limits, folder=folder, wait_s=parsed.wait)
     say("\n".join([verdict, *problems]))
+    if fault and not problems:
+        verdict, problems = describe_ordeal(
+            watch_ordeal(plan, fault, wait_s=parsed.wait), folder=folder, wait_s=parsed.wait
+        )
+        say("\n".join([verdict, *problems]))
     if len(limits) > 1:
         say("Slurm kills after " + ", ".join(f"{limit.seconds:g} s {limit.name}" for limit in limits[1:]))
     return int(bool(problems))

@@ -180,7 +180,7 @@ def _is_alive(attempts: tuple[Attempt, ...], job: Job | None, *, can_ask: bool) 
 def _read_status(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -7,10 +7,13 @@ metrics = Engine(load_config("configs/telco.yaml")).run()
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nn_train.bundle import load_bundle
     from nn_train.config import load_config
     from nn_train.engine import Engine
+    from nn_train.ensemble_bundle import load_ensemble
+    from nn_train.estimator import TabularClassifier, TabularRegressor
 
-__all__ = ["Engine", "load_config"]
+__all__ = ["Engine", "TabularClassifier", "TabularRegressor", "load_bundle", "load_config", "load_ensemble"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +26,16 @@ def __getattr__(name: str) -> Any:
         from nn_train.config import load_config
 
         return load_config
+    if name == "load_bundle":
+        from nn_train.bundle import load_bundle
+
+        return load_bundle
+    if name == "load_ensemble":
+        from nn_train.ensemble_bundle import load_ensemble
+
+        return load_ensemble
+    if name in ("TabularClassifier", "TabularRegressor"):
+        from nn_train import estimator
+
+        return getattr(estimator, name)
     raise AttributeError(f"module 'nn_train' has no attribute '{name}'")

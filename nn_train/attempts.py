@@ -19,10 +19,22 @@ from typing import Any, Self
 from nn_train.errors import RunFolderError, UserError
 
 FOLDER = "attempts"
+# what an attempt's file may say beside its number, which is in its name; another kind of value is passed over
+KINDS: dict[str, Any] = {"launch": str, "job": str, "host": str, "started": str, "pid": int, "pid_started": int | None,
+                         "first_step": int | None}  # fmt: skip
 
 
 class Fenced(UserError):
     """A newer attempt owns the run: this one must write nothing more, and leave."""
+
+
+def process_fields(pid: int) -> list[str]:
+    """What the system says of a process of this host, from its state on; empty where it does not run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+    return fields if fields and fields[0] not in "ZX" else []  # one that only waits to be reaped runs no more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,20 +58,17 @@ class Attempt:
     @staticmethod
     def started_ticks(pid: int) -> int | None:
         """When a process of this host started, in clock ticks since boot; None where it does not run."""
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            return None if fields[0] in "ZX" else int(fields[19])  # one that only waits to be reaped runs no more
-        except (OSError, ValueError, IndexError):
-            return None
+        fields = process_fields(pid)
+        return int(fields[19]) if fields else None
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read an attempt's file; one that cannot be read is known by its number alone."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            names = {field.name for field in dataclasses.fields(cls)}
-            return cls(**{name: value for name, value in values.items() if name in names})
-        except (OSError, ValueError, TypeError):
+            known = {name: value for name, value in values.items() if isinstance(value, KINDS.get(name, ()))}
+            return cls(number=int(path.stem), **known)
+        except (OSError, ValueError, AttributeError, RecursionError):
             return cls(number=int(path.stem))
 
 

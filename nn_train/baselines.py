@@ -1,32 +1,42 @@
 """What a network must beat: the majority or mean, a linear model, gradient boosting, on the same split.
 
 They see the columns that the network sees, fitted on the same train rows and judged by the same
-metrics; a decision threshold is chosen on the validation rows, as for the network.
+metrics; a decision threshold is chosen on the validation rows, as for the network, or follows from the same costs.
+LightGBM, CatBoost and XGBoost stand beside them where they are installed, with their own defaults.
 """
 
 import dataclasses
+import importlib
+import importlib.util
+import logging
+import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from nn_train.calibration import choose_threshold
+from nn_train.errors import ConfigError, short
 from nn_train.metrics import compute_metrics
+from nn_train.pulse import pulse
 from nn_train.schema import Task
 
 MOST_LEVELS_HIST = 255  # HistGradientBoosting's limit for one categorical column
 MOST_CLASSES_HIST = 30  # it grows one tree per class and round
 MOST_ROWS_LINEAR = 200_000
+MANY_ROWS = 50_000  # from here on every core is worth its waiting
+# baseline -> the library that must be installed for it
+LIBRARIES = {"lightgbm": "lightgbm", "catboost": "catboost", "xgboost": "xgboost"}
+logger = logging.getLogger("nn_train")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,44 +67,121 @@ class BaselineData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineResult:
-    """Metrics on validation and test rows, and the seconds of fitting."""
+    """Metrics on validation and test rows (empty where there are none), the seconds of fitting, and the predictions.
+
+    `val_prediction` and `test_prediction` are as metrics take them; `threshold` is that of a binary task.
+    """
 
     val: dict[str, float]
     test: dict[str, float]
     seconds: float
+    threshold: float
+    val_prediction: np.ndarray
+    test_prediction: np.ndarray
 
 
 Predict = Callable[[BaselineRows], np.ndarray]
+Fit = Callable[[BaselineData, Task, int, int], Predict]
+
+
+def choose_baselines(setting: bool | tuple[str, ...], task: Task) -> list[str]:
+    """The baselines that report.baselines asks for: all that can be fitted here, or those that are named."""
+    plainest = "mean" if task == "regression" else "majority"
+    every = [name for name in FITS if name in (plainest, "linear", "hist_gradient_boosting", *LIBRARIES)]
+    if not isinstance(setting, bool):
+        asked = {plainest if name in ("majority", "mean") else name for name in setting}
+        return [name for name in every if name in asked]
+    return [name for name in every if setting and (name not in LIBRARIES or is_installed(name))]
+
+
+def is_installed(name: str) -> bool:
+    """Is the library of a baseline there? Whether it also works is found out when it is used."""
+    return name not in LIBRARIES or importlib.util.find_spec(LIBRARIES[name]) is not None
+
+
+def check_baselines(setting: bool | tuple[str, ...]) -> None:
+    """Raise ConfigError where a baseline is named whose library is not installed."""
+    missing = [name for name in (() if isinstance(setting, bool) else setting) if not is_installed(name)]
+    if missing:
+        raise ConfigError(
+            f"report.baselines names {', '.join(missing)}, and no such library is installed",
+            fix="pip install 'nn-train[boosting]', or report.baselines=true for what is installed",
+        )
 
 
 def fit_baselines(
-    data: BaselineData, *, task: Task, num_classes: int, seed: int, threshold_metric: str
+    data: BaselineData,
+    *,
+    task: Task,
+    num_classes: int,
+    seed: int,
+    threshold_metric: str,
+    names: Sequence[str] | None = None,
+    costs: np.ndarray | None = None,
 ) -> dict[str, BaselineResult]:
-    """Fit and judge every baseline. Keys: majority or mean, linear, hist_gradient_boosting."""
+    """Fit and judge baselines, by default all that can be fitted here.
+
+    One whose library fails is left out with a warning: it must not cost the run its judgement.
+    """
     results = {}
-    fits: dict[str, Callable[[], Predict]] = {
-        "mean" if task == "regression" else "majority": lambda: _fit_dummy(data, task, num_classes),
-        "linear": lambda: _fit_linear(data, task, num_classes, seed),
-        "hist_gradient_boosting": lambda: _fit_boosting(data, task, num_classes, seed),
-    }
-    for name, fit in fits.items():
-        started_s = time.monotonic()
-        # one thread: on the few rows of a quick start more threads wait for each other, and sums keep their order
-        with threadpool_limits(limits=1), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            predict = fit()
-            seconds = time.monotonic() - started_s
-            val, test = predict(data.val), predict(data.test)
-        threshold = choose_threshold(data.val.y, val, threshold_metric) if task == "binary" else 0.5
-        results[name] = BaselineResult(
-            val=compute_metrics(data.val.y, val, task=task, threshold=threshold),
-            test=compute_metrics(data.test.y, test, task=task, threshold=threshold),
-            seconds=round(seconds, 3),
-        )
+    for name in choose_baselines(True, task) if names is None else names:
+        pulse.beat()
+        try:
+            results[name] = _fit_one(
+                FITS[name], data, task, num_classes, seed=seed, threshold_metric=threshold_metric, costs=costs
+            )
+        except Exception as error:
+            if name not in LIBRARIES:
+                raise
+            reason = short(f"{type(error).__name__}: {error}", most=200)
+            logger.warning("warning: the baseline %s was left out, since its library failed: %s", name, reason)
     return results
 
 
-def _fit_dummy(data: BaselineData, task: Task, num_classes: int) -> Predict:
+def _fit_one(
+    fit: Fit,
+    data: BaselineData,
+    task: Task,
+    num_classes: int,
+    *,
+    seed: int,
+    threshold_metric: str,
+    costs: np.ndarray | None,
+) -> BaselineResult:
+    started_s = time.monotonic()
+    # on the few rows of a quick start more threads wait for each other, and with one sums keep their order
+    with threadpool_limits(limits=count_threads(len(data.train.y))), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        predict = fit(data, task, num_classes, seed)
+        seconds = time.monotonic() - started_s
+        val = predict(data.val)
+        test = predict(data.test) if len(data.test.y) else val[:0]
+    threshold = 0.5
+    if task == "binary":
+        threshold = choose_threshold(data.val.y, val, threshold_metric, costs=costs)
+
+    def judge(rows: BaselineRows, prediction: np.ndarray) -> dict[str, float]:
+        return compute_metrics(rows.y, prediction, task=task, threshold=threshold, costs=costs)
+
+    return BaselineResult(
+        val=judge(data.val, val),
+        test=judge(data.test, test) if len(test) else {},
+        seconds=round(seconds, 3),
+        threshold=threshold,
+        val_prediction=val,
+        test_prediction=test,
+    )
+
+
+def count_threads(num_rows: int) -> int:
+    """Threads to fit on so many rows: one, or the cores that this process may use."""
+    if num_rows < MANY_ROWS:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fit_dummy(data: BaselineData, task: Task, num_classes: int, seed: int) -> Predict:
+    del seed  # the signature is that of every baseline
     if task == "regression":
         mean = DummyRegressor().fit(data.train.x_cat, data.train.y)
         return lambda rows: mean.predict(rows.x_cat)
@@ -127,9 +214,6 @@ def _fit_linear(data: BaselineData, task: Task, num_classes: int, seed: int) -> 
 def _fit_boosting(data: BaselineData, task: Task, num_classes: int, seed: int) -> Predict:
     is_category = [False] * data.train.x_num.shape[1] + [c <= MOST_LEVELS_HIST for c in data.cardinalities]
 
-    def features(rows: BaselineRows) -> np.ndarray:
-        return np.concatenate([rows.x_num, rows.x_cat.astype(np.float32)], axis=1)
-
     options = {
         "learning_rate": 0.05,
         "max_iter": 1000 if num_classes <= MOST_CLASSES_HIST else 100,
@@ -140,15 +224,90 @@ def _fit_boosting(data: BaselineData, task: Task, num_classes: int, seed: int) -
     chosen = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     train, val = data.train, data.val
     # stopped on the validation rows, as the network is, so that it may learn from every train row
-    model = chosen(**options).fit(features(train), train.y, X_val=features(val), y_val=val.y)
+    model = chosen(**options).fit(_matrix(train), train.y, X_val=_matrix(val), y_val=val.y)
+    return _predictor(model, _matrix, task, num_classes, classes=np.unique(train.y))
+
+
+def _fit_lightgbm(data: BaselineData, task: Task, num_classes: int, seed: int) -> Predict:
+    lightgbm: Any = importlib.import_module("lightgbm")  # of the extra, and perhaps not there
+
+    chosen = lightgbm.LGBMRegressor if task == "regression" else lightgbm.LGBMClassifier
+    model = chosen(random_state=seed, n_jobs=count_threads(len(data.train.y)), verbose=-1)
+    first = data.train.x_num.shape[1]
+    categories = list(range(first, first + data.train.x_cat.shape[1]))
+    model.fit(_matrix(data.train), data.train.y, categorical_feature=categories)
+    return _predictor(model, _matrix, task, num_classes, classes=np.unique(data.train.y))
+
+
+def _fit_xgboost(data: BaselineData, task: Task, num_classes: int, seed: int) -> Predict:
+    xgboost: Any = importlib.import_module("xgboost")  # of the extra, and perhaps not there
+
+    kinds = ["q"] * data.train.x_num.shape[1] + ["c"] * data.train.x_cat.shape[1]
+    chosen = xgboost.XGBRegressor if task == "regression" else xgboost.XGBClassifier
+    threads = count_threads(len(data.train.y))
+    model = chosen(random_state=seed, n_jobs=threads, enable_categorical=True, feature_types=kinds, verbosity=0)
+    classes, codes = np.unique(data.train.y, return_inverse=True)  # it takes 0, 1, 2, ... without a gap
+    model.fit(_matrix(data.train), data.train.y if task == "regression" else codes)
+    return _predictor(model, _matrix, task, num_classes, classes=classes)
+
+
+def _fit_catboost(data: BaselineData, task: Task, num_classes: int, seed: int) -> Predict:
+    catboost: Any = importlib.import_module("catboost")  # of the extra, and perhaps not there
+    import pandas as pd
+
+    def frame(rows: BaselineRows) -> pd.DataFrame:
+        numbers = {f"n{at}": rows.x_num[:, at] for at in range(rows.x_num.shape[1])}
+        return pd.DataFrame(numbers | {f"c{at}": rows.x_cat[:, at] for at in range(rows.x_cat.shape[1])})
+
+    chosen = catboost.CatBoostRegressor if task == "regression" else catboost.CatBoostClassifier
+    threads = count_threads(len(data.train.y))
+    model = chosen(random_seed=seed, thread_count=threads, verbose=False, allow_writing_files=False)
+    categories = [f"c{at}" for at in range(data.train.x_cat.shape[1])]
+    model.fit(frame(data.train), data.train.y, cat_features=categories, callbacks=[_Beat()])
+    return _predictor(model, frame, task, num_classes, classes=np.unique(data.train.y))
+
+
+class _Beat:
+    """A sign of life after each of CatBoost's thousand trees."""
+
+    def after_iteration(self, info: Any) -> bool:
+        """Go on."""
+        del info
+        pulse.beat()
+        return True
+
+
+def _matrix(rows: BaselineRows) -> np.ndarray:
+    """Numbers, then codes, as one array (B, N + C)."""
+    return np.concatenate([rows.x_num, rows.x_cat.astype(np.float32)], axis=1)
+
+
+def _predictor(
+    model: Any, features: Callable[[BaselineRows], Any], task: Task, num_classes: int, *, classes: np.ndarray
+) -> Predict:
+    """`classes` are the codes that the train rows hold, in order."""
     if task == "regression":
-        return lambda rows: model.predict(features(rows))
-    return lambda rows: _class_probabilities(model, features(rows), task, num_classes)
+        return lambda rows: np.asarray(model.predict(features(rows)), dtype=np.float64)
+    return lambda rows: _in_order(model.predict_proba(features(rows)), classes, task, num_classes)
 
 
 def _class_probabilities(model: Any, features: Any, task: Task, num_classes: int) -> np.ndarray:
+    return _in_order(model.predict_proba(features), model.classes_, task, num_classes)
+
+
+def _in_order(known: np.ndarray, classes: Any, task: Task, num_classes: int) -> np.ndarray:
     """Probabilities in the order of the class codes; a class that the train rows lack gets none."""
-    known = model.predict_proba(features)
     p = np.zeros((known.shape[0], num_classes))
-    p[:, np.asarray(model.classes_, dtype=int)] = known
+    p[:, np.asarray(classes, dtype=int)] = known
     return p[:, 1] if task == "binary" else p
+
+
+FITS: dict[str, Fit] = {
+    "majority": _fit_dummy,
+    "mean": _fit_dummy,
+    "linear": _fit_linear,
+    "hist_gradient_boosting": _fit_boosting,
+    "lightgbm": _fit_lightgbm,
+    "catboost": _fit_catboost,
+    "xgboost": _fit_xgboost,
+}

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +25,21 @@ def cut(num_rows: int, num_parts: int) -> list[tuple[int, int]]:
     """Cut `num_rows` into contiguous parts (start, stop) that differ by at most one row."""
     edges = [part * num_rows // num_parts for part in range(num_parts + 1)]
     return list(itertools.pairwise(edges))
+
+
+# rows of the table's train split up to which a global batch has so many rows
+BATCH_BY_ROWS = ((2_800, 32), (4_500, 64), (6_400, 128), (32_000, 256), (108_000, 512))
+LARGEST_AUTO_BATCH = 1024
+
+
+def batch_size(setting: int | Literal["auto"], num_rows: int) -> int:
+    """Rows of a global batch by train.global_batch_size, for so many train rows.
+
+    Source of `auto`: Y. Gorishniy, author of TabM, in AutoGluon's TabM.
+    """
+    if setting != "auto":
+        return setting
+    return next((size for most, size in BATCH_BY_ROWS if num_rows < most), LARGEST_AUTO_BATCH)
 
 
 @functools.lru_cache(maxsize=2)
@@ -93,12 +109,21 @@ def share_batch(global_batch_size: int, num_processes: int, *, micro_batch_size:
     )
 
 
-def check_slices(num_slices: int, num_processes: int) -> None:
-    """Refuse a number of processes over which the canonical slices cannot be laid as whole subtrees.
+def slice_rows(
+    global_batch_size: int, num_slices: int, num_processes: int, *, micro_batch_size: int | None = None
+) -> int:
+    """Most rows of one canonical slice of exact mode, which a process takes at a time.
 
     Raises:
-        ConfigError: `num_processes` is not a power of two that divides `num_slices`.
+        ConfigError: `num_processes` is not a power of two that divides `num_slices`, so that the slices cannot be laid
+            over the processes as whole subtrees; or a slice is more than `micro_batch_size`.
     """
+    rows = -(-global_batch_size // num_slices)
+    if micro_batch_size is not None and micro_batch_size < rows:
+        raise ConfigError(
+            f"train.micro_batch_size={micro_batch_size} is less than a slice of {rows} rows in exact mode",
+            fix="raise train.canonical_slices, or train.micro_batch_size=auto",
+        )
     if num_processes & (num_processes - 1) or num_slices % num_processes:
         allowed = [str(2**k) for k in range(num_slices.bit_length()) if num_slices % 2**k == 0]
         raise ConfigError(
@@ -106,3 +131,4 @@ def check_slices(num_slices: int, num_processes: int) -> None:
             "cannot share evenly",
             fix=f"start {', '.join(allowed)} processes, or change train.canonical_slices",
         )
+    return rows

@@ -3,6 +3,7 @@
 Imported where there is work to do alone: a start that finds its rows packed pays for none of these libraries.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,19 +12,22 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from nn_train.errors import DataError
+from nn_train.doubts import find_doubts
+from nn_train.errors import DataError, short
 from nn_train.inference import infer_schema
-from nn_train.packed import ROWS_FILE, TRUTH_FILE
+from nn_train.packed import ROWS_FILE, TEST_FILE, TRUTH_FILE
 from nn_train.preprocessing import fit_preprocessor
-from nn_train.preprocessor import Encoded, Preprocessor
+from nn_train.preprocessor import FARTHEST, Encoded, Preprocessor
+from nn_train.pulse import pulse
+from nn_train.row_weights import refuse_all_zero, row_weigher
 from nn_train.run_folder import write_file, write_json
 from nn_train.schema import SPLITS, TableSchema
 from nn_train.settings import Config, DataConfig
 from nn_train.splits import Splits, save_splits
 from nn_train.splitting import make_splits
-from nn_train.table import read_table
-from nn_train.table_files import input_paths
-from nn_train.values import typed_frame
+from nn_train.table import name_row, read_table
+from nn_train.table_files import input_paths, reason
+from nn_train.values import plain, read_dates, typed_frame
 
 BATCH_ROWS = 16_384
 
@@ -45,28 +49,48 @@ def build_rows(config: Config, folder: Path, *, content: str, key: str) -> None:
     datasets.disable_progress_bars()
     tables = [_read_input(config, key_name, path) for key_name, path in input_paths(config)]
     table = tables[0] if len(tables) == 1 else _join(tables, config)
+    pulse.beat()
     schema = _infer(config, table, parts=tables)
+    pulse.beat()
     frame = typed_frame(table, schema, config.data)
+    pulse.beat()
     splits = _split(config, table, frame, schema, sizes=[len(part) for part in tables])
-    preprocessor = fit_preprocessor(frame.iloc[splits.train], schema, config.preprocess)
+    weigh = row_weigher(config.data)
+    if weigh is not None:
+        train = table.with_format("arrow").select_columns([config.data.weight or ""])[:].take(pa.array(splits.train))
+        refuse_all_zero(weigh(train), config.data, rows="every train row")
+    pulse.beat()
+    preprocessor = fit_preprocessor(
+        frame.iloc[splits.train], schema, config.preprocess, has_tree_bins=config.has_tree_bins, where=config.data.path
+    )
 
     def encode(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        pulse.beat()
         encoded = preprocessor.transform(typed_frame(rows, schema, config.data))
         assert encoded.y is not None
         return encoded.x_num, encoded.x_cat, encoded.y
 
-    pack_rows(table, encode, folder, fingerprint=key)
     encoded = preprocessor.transform(frame)
+    _refuse_far_target(encoded, frame[schema.target.name], config.data)
+    pulse.beat()
+    pack_rows(table, encode, folder, fingerprint=key, weigh=weigh)
+    pulse.beat()
     write_json(folder / "schema.json", schema.to_json())
-    write_json(folder / "data.json", describe(frame, encoded, splits, schema, preprocessor) | {"fingerprint": content})
+    found = describe(frame, encoded, splits, schema, preprocessor)
+    pulse.beat()
+    found["warnings"] += find_doubts(frame, encoded, splits, schema, preprocessor=preprocessor, config=config)
+    write_json(folder / "data.json", found | {"fingerprint": content})
     save_splits(splits, folder / "splits.npz")
     for name, data in preprocessor.to_bytes().items():
         write_file(folder / name, data)
     ids = table.with_format("arrow").select_columns(list(schema.id_columns))[:] if schema.id_columns else pa.table({})
-    truth = ids.to_pandas().rename(columns=_id_names(schema))
+    truth = pd.DataFrame({name: _id_values(ids.column(name)) for name in ids.column_names}, index=frame.index)
+    truth = truth.rename(columns=schema.id_names())
     truth.insert(0, "row", np.arange(len(frame)))
     truth["target"] = frame[schema.target.name].to_numpy()
     write_file(folder / TRUTH_FILE, truth.to_parquet(None, index=False))
+    features = frame[[column.name for column in schema.features]]
+    write_file(folder / TEST_FILE, features.iloc[splits.test].to_parquet(None, index=False))
 
 
 def _infer(config: Config, table: datasets.Dataset, *, parts: list[datasets.Dataset]) -> TableSchema:
@@ -89,17 +113,28 @@ def _infer(config: Config, table: datasets.Dataset, *, parts: list[datasets.Data
         raise
 
 
-def _id_names(schema: TableSchema) -> dict[str, str]:
-    """Id columns under other names where predictions.parquet has a column of that name itself: `row` -> `id_row`."""
-    taken = {"row", "target", "prediction", *(f"p_{name}" for name in schema.target.classes)}
-    names = {}
-    for column in schema.id_columns:
-        name = column
-        while name in taken:
-            name = f"id_{name}"
-        taken.add(name)
-        names[column] = name
-    return names
+def _refuse_far_target(encoded: Encoded, target: pd.Series, data: DataConfig) -> None:
+    """A validation or test value whose square would leave float32, seen from the train rows."""
+    assert encoded.y is not None
+    is_far = np.abs(encoded.y) > FARTHEST
+    if is_far.any():
+        row = int(np.argmax(is_far))
+        raise DataError(
+            f"the target '{short(data.target)}' holds {target.iloc[row]} in {name_row(data, row)}, which is more than "
+            f"{FARTHEST:g} deviations away from the train rows",
+            where=data.path,
+            fix="correct it or leave the row out",
+        )
+
+
+def _id_values(column: pa.ChunkedArray) -> pd.Series:
+    """Values of an id column as pandas and Parquet take them: as they are, or else as text."""
+    if pa.types.is_nested(column.type):
+        return pd.Series([None if value is None else str(value) for value in column.to_pylist()], dtype=object)
+    try:
+        return column.to_pandas()
+    except (pa.ArrowException, ValueError, OverflowError):
+        return column.cast(pa.string()).to_pandas()
 
 
 def _read_input(config: Config, key: str, path: str) -> datasets.Dataset:
@@ -114,11 +149,17 @@ def _join(tables: list[datasets.Dataset], config: Config) -> datasets.Dataset:
     for table, (key, path) in zip(tables[1:], input_paths(config)[1:], strict=True):
         missing = [name for name in names if name not in table.column_names]
         if missing:
-            raise DataError(f"column '{missing[0]}' of the train table is missing", where=path, fix=f"{key}=FILE")
+            raise DataError(
+                f"column '{short(missing[0])}' of the train table is missing", where=path, fix=f"{key}=FILE"
+            )
     try:
         return datasets.concatenate_datasets([table.select_columns(names) for table in tables])
     except ValueError as error:
-        raise DataError(f"the tables hold columns of different types: {error}", where=config.data.path) from None
+        raise DataError(
+            f"the tables hold columns of different types: {reason(error)}",
+            where=config.data.path,
+            fix="give the column one type in every table",
+        ) from None
 
 
 def _split(
@@ -130,7 +171,7 @@ def _split(
     values = target.to_numpy()[present]
     column = None
     if config.split.column is not None and config.split.method != "random":
-        column = _split_values(table, config.split.column, method=config.split.method).iloc[present]
+        column = _split_values(table, config.split.column, config.data).iloc[present]
     splits = make_splits(
         config.split,
         target=values.astype(np.float64) if schema.target.task == "regression" else values.astype(str),
@@ -139,17 +180,22 @@ def _split(
         sizes=tuple(int(n) for n in np.diff(np.searchsorted(present, edges)))
         if config.split.method == "files"
         else None,
+        keeps_rare=config.data.rare_classes == "keep",
         where=config.data.path,
     )
     return Splits(**{split: present[getattr(splits, split)] for split in SPLITS})
 
 
-def _split_values(table: datasets.Dataset, name: str, *, method: str) -> pd.Series:
-    values = table.with_format("arrow").select_columns([name])[:].column(name).to_pandas()
-    if method == "time" and values.dtype == object:
-        numbers = pd.to_numeric(values, errors="coerce")
-        values = numbers if numbers.notna().all() else pd.to_datetime(values, errors="coerce", format="mixed")
-    return values
+def _split_values(table: datasets.Dataset, name: str, data: DataConfig) -> pd.Series:
+    column = plain(table.with_format("arrow").select_columns([name])[:].column(name))
+    if pa.types.is_nested(column.type):
+        raise DataError(
+            f"split.column='{short(name)}' holds {short(str(column.type))}, which tells no split",
+            where=data.path,
+            fix="another split.column, or split.method=random",
+        )
+    is_date = pa.types.is_temporal(column.type)
+    return pd.Series(read_dates(column, data, day_first=False)) if is_date else column.to_pandas()
 
 
 def describe(
@@ -159,14 +205,15 @@ def describe(
     target = frame[schema.target.name]
     parts = {split: target.iloc[getattr(splits, split)] for split in SPLITS}
     warnings = [
-        f"column '{c.name}' was dropped: {c.dropped}"
+        f"column '{short(c.name)}' was dropped: {c.dropped}"
         for c in schema.columns
         if c.dropped and not c.dropped.startswith(("data.", "split"))
     ]
-    warnings += [f"column '{name}' was dropped: {reason}" for name, reason in preprocessor.dropped.items()]
+    warnings += [f"column '{short(name)}' was dropped: {reason}" for name, reason in preprocessor.dropped.items()]
     classes, stats = None, None
     if schema.target.task == "regression":
-        stats = {split: {"mean": float(part.mean()), "std": float(part.std(ddof=0))} for split, part in parts.items()}
+        stats = {split: {"mean": float(part.mean()), "std": float(part.std(ddof=0))} if len(part) else None
+                 for split, part in parts.items()}  # fmt: skip
     else:
         counts = {split: part.value_counts() for split, part in parts.items()}
         classes = {split: {c: int(counts[split].get(c, 0)) for c in schema.target.classes} for split in SPLITS}
@@ -184,6 +231,8 @@ def _drift(encoded: Encoded, splits: Splits, preprocessor: Preprocessor) -> dict
     drift: dict[str, dict[str, float]] = {}
     for split in ("val", "test"):
         rows = getattr(splits, split)
+        if not len(rows):
+            continue
         for index, column in enumerate(preprocessor.numeric):
             train = encoded.x_num[splits.train, index].astype(np.float64)
             shift = abs(encoded.x_num[rows, index].astype(np.float64).mean() - train.mean()) / (train.std() or 1.0)
@@ -197,8 +246,15 @@ def _drift(encoded: Encoded, splits: Splits, preprocessor: Preprocessor) -> dict
     return drift
 
 
-def pack_rows(table: datasets.Dataset, encode: RowEncoder, folder: Path, *, fingerprint: str) -> None:
-    """Encode every row of `table` through `datasets` and write the packed rows into `folder`."""
+def pack_rows(
+    table: datasets.Dataset,
+    encode: RowEncoder,
+    folder: Path,
+    *,
+    fingerprint: str,
+    weigh: Callable[[pa.Table], np.ndarray] | None = None,
+) -> None:
+    """Encode every row of `table` through `datasets` and write the packed rows, with weights if any, into `folder`."""
     first = encode(table.with_format("arrow")[:1])
     # Arrow has no lists of no values: a table without numeric, or categorical, inputs has no such column
     lists = {
@@ -206,13 +262,18 @@ def pack_rows(table: datasets.Dataset, encode: RowEncoder, folder: Path, *, fing
         for name, kind, array in (("x_num", "float32", first[0]), ("x_cat", "int32", first[1]))
         if array.shape[1]
     }
-    features = datasets.Features(lists | {"y": datasets.Value(str(first[2].dtype))})
+    numbers = {"y": datasets.Value(str(first[2].dtype))}
+    if weigh is not None:
+        numbers["weight"] = datasets.Value("float32")
+    features = datasets.Features(lists | numbers)
 
     def encode_batch(rows: pa.Table) -> pa.Table:
         x_num, x_cat, y = encode(rows)
         arrays = {"x_num": x_num, "x_cat": x_cat}
-        columns = {name: _fixed_lists(arrays[name]) for name in lists}
-        return pa.table(columns | {"y": pa.array(y)}, schema=features.arrow_schema)
+        columns = {name: _fixed_lists(arrays[name]) for name in lists} | {"y": pa.array(y)}
+        if weigh is not None:
+            columns["weight"] = pa.array(weigh(rows))
+        return pa.table(columns, schema=features.arrow_schema)
 
     table.with_format("arrow").map(
         encode_batch,

@@ -1,13 +1,15 @@
-"""From logits to probabilities and decisions; both knobs are fitted on validation rows.
+"""From logits to probabilities and decisions; temperature and threshold are fitted on validation rows.
 
 Shapes: B rows, C classes; binary logits are (B,), multiclass logits (B, C).
 """
 
 import numpy as np
 
+from nn_train.costs import least_cost_threshold
 from nn_train.schema import Task
 
 LOWEST, HIGHEST = 0.05, 20.0
+LEAST = 1e-12  # a probability that is told apart from 0
 
 
 def probabilities(logits: np.ndarray, temperature: float, *, task: Task) -> np.ndarray:
@@ -16,6 +18,15 @@ def probabilities(logits: np.ndarray, temperature: float, *, task: Task) -> np.n
 
     scaled = logits.astype(np.float64) / temperature
     return expit(scaled) if task == "binary" else softmax(scaled, axis=1)
+
+
+def before_temperature(p: np.ndarray, temperature: float) -> np.ndarray:
+    """The probabilities at temperature 1, from those of `probabilities`: (B,), or (B, C)."""
+    from scipy.special import expit, logit, softmax  # once training is done
+
+    if p.ndim == 1:
+        return expit(logit(np.clip(p, LEAST, 1 - LEAST)) * temperature)
+    return softmax(np.log(np.clip(p, LEAST, None)) * temperature, axis=1)
 
 
 def fit_temperature(logits: np.ndarray, y: np.ndarray, *, task: Task) -> float:
@@ -44,13 +55,18 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray, *, task: Task) -> float:
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
 
 
-def choose_threshold(y: np.ndarray, p: np.ndarray, metric: str) -> float:
+def choose_threshold(y: np.ndarray, p: np.ndarray, metric: str, *, costs: np.ndarray | None = None) -> float:
     """The cut between decisions that is best by `metric` on these rows; a row at the cut is positive.
 
+    Where mistakes have `costs` (2, 2), it follows from these alone.
+
     Candidates lie half-way between neighbouring scores, 0 and 1 included. Among equals the one
-    nearest to a half is taken; a half where there is one class, or one score, or a score that is no number.
+    nearest to a half is taken; a half where there is one class, or one score, or a score that is no number, and
+    where `metric` is `no`.
     """
-    if not np.isfinite(p).all() or np.ptp(p) == 0 or np.ptp(y) == 0:
+    if costs is not None:
+        return least_cost_threshold(costs)
+    if metric == "no" or not np.isfinite(p).all() or np.ptp(p) == 0 or np.ptp(y) == 0:
         return 0.5
     scores = np.unique(np.append(p, (0.0, 1.0)))
     # neighbours may be so close that the half-way point rounds to the lower one

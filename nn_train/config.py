@@ -3,7 +3,9 @@
 import difflib
 import glob
 import json
+import os
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from pydantic import ValidationError
 from nn_train.errors import ConfigError
 from nn_train.settings import SECTIONS, Config
 
-__all__ = ["Config", "dump_config", "load_config", "parse_words", "project_root"]
+__all__ = ["Config", "dump_config", "load_config", "parse_words", "project_root", "refuse_foreign_code"]
 
+RUN_FILES = ("config.yaml", "environment.json", "status.json", "schema.json", "metrics.json", "bundle.zip")
+IMPORT_KEYS = (("train", "selection_metric"),)  # whose values may name code
 INPUT_PATHS = (("data", "path"), ("split", "val_path"), ("split", "test_path"))
 
 
@@ -44,6 +48,16 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _load(text: str, *, is_text: bool = False) -> Any:
+    """Read YAML. Raises YAMLError, also where PyYAML lets another error through: `2024-99-99`, `!!timestamp x`."""
+    try:
+        return yaml.load(text, Loader=yaml.BaseLoader if is_text else _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise yaml.YAMLError(f"a value is not what it looks like: {error}") from None
+
+
 def load_config(path: str | Path | None = None, words: Sequence[str] = ()) -> Config:
     """Read a run's YAML, lay `section.key=value` words over it, and check the whole.
 
@@ -69,15 +83,41 @@ def load_config(path: str | Path | None = None, words: Sequence[str] = ()) -> Co
     return check_config(values, where=str(file) if path is not None or not words else "")
 
 
+def refuse_foreign_code(path: str | Path | None, words: Sequence[str]) -> None:
+    """Raise ConfigError where a config out of a run folder would have code imported that no word names."""
+    file = Path(path).resolve() if path is not None else None
+    if file is None or not file.is_file():
+        return
+    if file.name != RUN_FILES[0] and not any((file.parent / name).exists() for name in RUN_FILES):
+        return
+    given = parse_words(words)
+    values = read_yaml(file)
+    for section, key in IMPORT_KEYS:
+        settings = values.get(section)
+        value = settings.get(key) if isinstance(settings, dict) else None
+        if isinstance(value, str) and ":" in value and key not in given.get(section, {}):
+            raise ConfigError(
+                f"this config of a run would import {value}",
+                where=str(path),
+                fix=f"if you trust it, say so: {section}.{key}={value}",
+            )
+
+
 def check_config(values: dict[str, Any], *, where: str) -> Config:
     """Build a Config from nested values. Raises ConfigError that names every wrong key."""
     _refuse_unknown(values, where)
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
+        config.model_dump_json()
+        return config
     except ValidationError as error:
         lines = [_problem(dict(item)) for item in error.errors()]
         raise ConfigError(
             "\n  ".join(lines), where=where, fix="python nn_train/train.py --help shows every key with its range"
+        ) from None
+    except ValueError:  # of the dump: words of a command line in another encoding
+        raise ConfigError(
+            "a setting holds text that is no Unicode", where=where, fix="write it, and name files, in UTF-8"
         ) from None
 
 
@@ -113,7 +153,7 @@ def _read_value(text: str, *, is_text: bool) -> Any:
     if len(text) == 1 and not text.isalnum():
         return text  # a lone sign (data.delimiter=|) is meant as it is, whatever YAML would begin with it
     try:
-        value = yaml.load(text, Loader=yaml.BaseLoader if is_text else _Loader)
+        value = _load(text, is_text=is_text)
     except yaml.YAMLError as error:
         if text[:1] in "[{":
             raise ConfigError(f"'{text}' is not closed", fix="[a,b] with both brackets") from error
@@ -137,6 +177,18 @@ class _Dumper(yaml.SafeDumper):
     """Writes `_Quoted` in quotes."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """A text in quotes where our reader would take it for something else, or lose a sign of it."""
+    if not text.isprintable():
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+    try:
+        is_plain = _load(text) == text
+    except yaml.YAMLError:
+        is_plain = False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else "'")
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(
     _Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="'")
 )
@@ -145,7 +197,7 @@ _Dumper.add_representer(
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML file of keys. Raises ConfigError that names the file, and the line of a mistake."""
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        values = _load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = sorted(str(other) for other in file.parent.glob("*.yaml"))
         raise ConfigError(
@@ -169,7 +221,8 @@ def _resolve_inputs(values: dict[str, Any], folder: Path) -> None:
             continue
         path = settings.get(key)
         if isinstance(path, str) and path:
-            here, there = folder / Path(path).expanduser(), Path.cwd() / Path(path).expanduser()
+            place = os.path.expanduser(path)  # where pathlib would raise an error for a user that is not known
+            here, there = folder / place, Path.cwd() / place
             found = here if glob.glob(str(here)) or not glob.glob(str(there)) else there
             settings[key] = str(Path(found).absolute()) if ".." not in found.parts else str(_without_dots(found))
 
@@ -195,7 +248,7 @@ def _refuse_unknown(values: dict[str, Any], where: str) -> None:
         elif settings is None:
             values[section] = {}
         elif not isinstance(settings, dict):
-            problems.append(f"{section}: expected keys, got {settings!r}")
+            problems.append(f"{section}: expected keys, got {_show(settings)}")
         else:
             known = SECTIONS[section].model_fields
             problems += [
@@ -228,4 +281,11 @@ def _problem(error: dict[str, Any]) -> str:
         return f"{key} is missing; write {key}=VALUE"
     if error["type"] == "value_error":
         return message if "." in message.split("=")[0] or not key else f"{key}.{message}"
-    return f"{key}={error['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{key}={_show(error['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _show(value: Any) -> str:
+    """A value as Python writes it, cut: a few aliases of YAML can mean more text than a machine holds."""
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxother = 3, 200, 200
+    return shown.repr(value)

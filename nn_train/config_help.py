@@ -64,9 +64,9 @@ def _annotation_text(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " | ".join(_annotation_text(part) for part in get_args(annotation))
     if origin is tuple:
-        return "list of text"
+        return "list of numbers" if float in get_args(get_args(annotation)[0]) else "list of text"
     if origin is dict:
-        return "column: " + _annotation_text(get_args(annotation)[1])
+        return "NAME: " + _annotation_text(get_args(annotation)[1])
     if origin is not None:
         return _annotation_text(get_args(annotation)[0])
     return {str: "text", int: "whole number", float: "number", bool: "true | false", types.NoneType: "no"}.get(

@@ -1,6 +1,5 @@
 """The lifecycle of a run, stage by stage; the one place where all parts are put together."""
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -11,23 +10,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import save
 
+from nn_train import faults
 from nn_train.attempts import Fence, Fenced, Launched
+from nn_train.attributions import check_attributions
+from nn_train.bundle import BUNDLE_FILE, make_bundle
 from nn_train.checkpoint import newest_step
+from nn_train.costs import read_costs
+from nn_train.decision import Decision
 from nn_train.environment import describe_environment, git_diff
 from nn_train.errors import Stopped, UserError
-from nn_train.evaluation import Decision, choose_decision, judge, prediction_frame, write_predictions
-from nn_train.importance import permutation_importance
+from nn_train.evaluation import choose_decision, judge, prediction_frame, write_predictions
+from nn_train.judging import (
+    describe_bundle,
+    describe_training,
+    judge_baselines,
+    judge_columns,
+    known_metric,
+    warn_of_size,
+)
+from nn_train.network_choice import describe_model
 from nn_train.overfit import overfit_one_batch
 from nn_train.preparation import PreparedData, prepare_data
+from nn_train.pulse import pulse
 from nn_train.run_folder import (
+    MODEL_FILE,
     clear,
     holds_run,
+    is_finished,
     own,
     read_config,
     read_json,
+    read_model,
     refuse_other_run,
     start_folder,
     write_file,
@@ -35,10 +50,12 @@ from nn_train.run_folder import (
     write_status,
 )
 from nn_train.runtime import StopSignal, set_up_logging, start_runtime
-from nn_train.schema import SPLITS, Split
-from nn_train.settings import Config
+from nn_train.schema import Split
+from nn_train.settings import Config, ModelConfig
 from nn_train.terminal import ProgressBar, print_metrics, print_schema
+from nn_train.timeline import append_event, describe, read_events, summarise
 from nn_train.tracking import MetricsFile, NullTracker, WandbTracker, open_tracker
+from nn_train.tracking_media import Media
 from nn_train.training import Training, build_network
 
 logger = logging.getLogger("nn_train")
@@ -67,6 +84,8 @@ class Engine:
         self._stack = ExitStack()
         self._metrics_file = MetricsFile(self.run_dir / "metrics.jsonl")
         self._fence: Fence | None = None
+        self._began_s = time.monotonic()
+        faults.arm()
 
     def run(self) -> dict[str, Any]:
         """All stages; the content of metrics.json.
@@ -84,19 +103,27 @@ class Engine:
     def prepare(self) -> PreparedData:
         """Read, split, fit and pack the table, or find it packed; then open the run folder."""
         started_s = time.monotonic()
+        check_attributions(self.config)
+        if self.config.report.baselines not in (True, False):
+            from nn_train.baselines import check_baselines  # scikit-learn's models, where some are named
+
+            check_baselines(self.config.report.baselines)
         tracks = self.config.tracking.mode != "disabled"
+        pulse.mark("start")
         self.runtime = start_runtime(self.config.train, log_with="wandb" if tracks else None)
         self.data = self.runtime.on_every_rank(lambda: prepare_data(self.config))
+        read_costs(self.config.evaluation.costs, self.data.schema.target)  # a mistake in them is told before training
         self.training = Training(
             self.config,
             self.data,
             self.runtime,
             record=self._record,
             check_owner=self._check_owner,
-            checkpoint_written=lambda step: self._write_status("running", step=step),
+            tell=self._tell,
+            model=self.runtime.broadcast(self.runtime.on_main(self._kept_model)),
         )
         print_schema(self.data.schema)
-        for warning in self.data.info["warnings"]:
+        for warning in (*self.data.info["warnings"], *warn_of_size(self.training)):
             logger.warning("warning: %s", warning)
         if self.data.schema.num_rows_without_target:
             logger.warning("warning: %d rows without a target were dropped", self.data.schema.num_rows_without_target)
@@ -106,6 +133,7 @@ class Engine:
         except BaseException:
             self.close()
             raise
+        pulse.write_stacks_into(self.run_dir / "logs")
         self.seconds["prepare"] = time.monotonic() - started_s
         self._done = {"prepare"}
         return self.data
@@ -115,6 +143,18 @@ class Engine:
         if not self.is_finished and stage not in self._done:
             raise UserError(f"this stage needs what {stage}() leaves", fix=f"call {stage}() of this Engine first")
 
+    def _goes_on(self) -> bool:
+        """Is there a run in the folder that this start takes up again?"""
+        if not holds_run(self.run_dir):
+            return False
+        launched = Launched.from_environment(self.run_dir)
+        # what an earlier attempt of the same launch did is this run's own, also where it was to start over
+        return self.config.checkpoint.resume == "auto" or (launched is not None and launched.goes_on)
+
+    def _kept_model(self) -> ModelConfig | None:
+        """The network of the run in the folder, which stays what it is on every device; None for a new run."""
+        return read_model(self.run_dir, self.config.model) if self._goes_on() else None
+
     def _claim_folder(self) -> bool:
         """Open the run folder for this run, alone; True if the run in it is finished already."""
         config, run_dir = self.config, self.run_dir
@@ -123,22 +163,36 @@ class Engine:
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
             self._own(run_dir)
-            if holds_run(run_dir):  # looked at again: another process may have started one
-                launched = Launched.from_environment(run_dir)
-                # what an earlier attempt of the same launch did is this run's own, also where it was to start over
-                if config.checkpoint.resume == "auto" or (launched is not None and launched.goes_on):
-                    return self._go_on()
-                clear(run_dir)
+            if self._goes_on():  # looked at again: another process may have started one
+                return self._go_on()
+            if holds_run(run_dir):
+                self._clear()
             environment = describe_environment(
                 num_processes=self.runtime.num_processes, device=str(self.runtime.device)
             )
             files = [*self.data.files(), ("environment.json", json.dumps(environment, indent=2).encode())]
-            start_folder(run_dir, config, files=[*files, ("git.diff", git_diff().encode())])
+            start_folder(run_dir, config, files=[*files, ("git.diff", git_diff().encode()), self._model_file()])
         except OSError:
             if not existed:
                 shutil.rmtree(run_dir, ignore_errors=True)
             raise
+        self._tell_start(0)
         return False
+
+    def _model_file(self) -> tuple[str, bytes]:
+        return MODEL_FILE, self.training.config.model.model_dump_json(indent=2).encode()
+
+    def _clear(self) -> None:
+        """Remove the run that is there, and keep what the launcher noted of this attempt."""
+        assert self._fence is not None
+        own = [event for event in read_events(self.run_dir) if event["attempt"] == self._fence.number]
+        clear(self.run_dir)
+        for event in own:
+            append_event(self.run_dir, **event)
+
+    def _tell_start(self, step: int) -> None:
+        prepare_s = round(time.monotonic() - self._began_s, 3)
+        self._tell("start", step=step, processes=self.runtime.num_processes, prepare_s=prepare_s)
 
     def _go_on(self) -> bool:
         """Take the run in the folder up again; True if it is finished already."""
@@ -148,16 +202,14 @@ class Engine:
             (c.train.max_epochs, c.train.max_steps, c.train.max_time, c.evaluation, c.report)
             for c in (previous, config)
         ]
-        if parts[0] == parts[1] and self._is_done():
+        if parts[0] == parts[1] and is_finished(self.run_dir, has_page=config.report.page):
             return True
-        (self.run_dir / "report.html").unlink(missing_ok=True)  # it speaks of the run as it was
-        start_folder(self.run_dir, config, files=[], step=newest_step(self.run_dir / "checkpoints"))
+        (self.run_dir / "report.html").unlink(missing_ok=True)  # page and pictures speak of the run as it was
+        shutil.rmtree(self.run_dir / "plots", ignore_errors=True)
+        step = newest_step(self.run_dir / "checkpoints")
+        start_folder(self.run_dir, config, files=[self._model_file()], step=step)
+        self._tell_start(step)
         return False
-
-    def _is_done(self) -> bool:
-        status = self.run_dir / "status.json"
-        has_report = (self.run_dir / "report.html").exists() and (self.run_dir / "metrics.json").exists()
-        return has_report and status.exists() and read_json(status)["state"] == "done"
 
     def _own(self, run_dir: Path) -> None:
         if self._fence is None:
@@ -171,6 +223,19 @@ class Engine:
     def _write_status(self, state: str, *, step: int, reason: str = "") -> None:
         self._check_owner()
         write_status(self.run_dir, state, reason=reason, step=step)
+
+    def _tell(self, event: str, **values: Any) -> None:
+        """Note an event in the run's timeline, on the main process; some change more than that."""
+        if not self.runtime.is_main or self._fence is None:
+            return
+        self._check_owner()
+        if event in ("train", "checkpoint"):
+            write_status(self.run_dir, "running", step=values["step"])
+        elif event == "stop":
+            write_status(self.run_dir, "stopped", step=values["step"], reason=values["reason"])
+        elif event == "restored":
+            self._metrics_file.rewind(values["to"])
+        append_event(self.run_dir, event, attempt=self._fence.number, **values)
 
     def train(self) -> None:
         """Train from the newest checkpoint, or from the start, until the end.
@@ -192,7 +257,7 @@ class Engine:
             logger.info("%s  (%d train rows a pass)", self.training.share, len(self.training.rows))
             logger.info(
                 "network %s, %s weights, on %s, %s",
-                self.config.model.name,
+                describe_model(self.training.config.model),
                 f"{self.training.num_parameters:,}",
                 self.runtime.device,
                 f"from step {state.step}" if state.step else "from the start",
@@ -204,9 +269,10 @@ class Engine:
             finally:
                 self.bar.close()
         self.seconds["train"] = state.elapsed_s
+        reason = stop.name or "stopped by another process of the run"
+        with self._failure_noted():
+            self.runtime.on_main(lambda: self._tell_end(is_done, reason))
         if not is_done:
-            reason = stop.name or "stopped by another process of the run"
-            self.runtime.on_main(lambda: self._write_status("stopped", reason=reason, step=state.step))
             self.close()
             raise Stopped(f"stopped at step {state.step}; the same command goes on from there")
         logger.info(
@@ -220,15 +286,27 @@ class Engine:
         )
         self._done.add("train")
 
+    def _tell_end(self, is_done: bool, reason: str) -> None:
+        state = self.training.state
+        if is_done:
+            self._tell("trained", step=state.step, elapsed_s=round(state.elapsed_s, 3), why=state.finished)
+        else:
+            self._tell("stop", step=state.step, reason=reason)
+
     def _open_records(self) -> None:
         if self.runtime.is_main:
-            self._metrics_file.rewind(self.training.state.step)
+            step = self.training.state.step
+            self._check_owner()
+            reached = self._metrics_file.rewind(step)
+            self._tell("train", step=step, repeats=max(0, reached - step))
             self._tracker = open_tracker(
                 self.runtime.accelerator,
-                self.config,
+                self.training.config,
                 run_dir=self.run_dir,
                 run_id=read_json(self.run_dir / "environment.json")["run_id"],
-                records=self._metrics_file.read(),
+                metric=self.training.metric,
+                read_records=self._metrics_file.read,
+                check_owner=self._check_owner,
             )
 
     def _record(self, record: dict[str, Any]) -> None:
@@ -242,7 +320,7 @@ class Engine:
     def _check_can_learn(self) -> None:
         rows = self.training.rows
         batch = rows.slice(0, min(64, len(rows)))
-        network = build_network(self.config, self.data).to(self.runtime.device)
+        network = build_network(self.training.config, self.data).to(self.runtime.device)
         result = overfit_one_batch(network, batch, objective=self.training.objective, optim=self.config.optim)
         logger.info(
             "overfit one batch: loss %.4f -> %.4f: %s",
@@ -256,26 +334,44 @@ class Engine:
     def evaluate(self) -> dict[str, Any]:
         """Judge the best weights on validation and test rows, beside the baselines.
 
-        Returns what metrics.json holds; processes other than the main one get no baselines.
+        Returns what metrics.json holds, and nothing of a split without rows; processes other than the main one get no
+        baselines.
         """
         self._require("train")
         if self.is_finished:
             return read_json(self.run_dir / "metrics.json")
         started_s = time.monotonic()
         with self._failure_noted():
+            pulse.mark("judge", self.training.state.step)
             self.training.load_best()
-            arrays: Predictions = {split: self._predict(split) for split in JUDGED}  # every rank: collective
+            judged: list[Split] = [split for split in JUDGED if len(getattr(self.data.splits, split))]
+            arrays: Predictions = {split: self._predict(split) for split in judged}  # every rank: collective
             fitted = self.data.preprocessor
             logits, y = arrays["val"]
             decision = choose_decision(logits, y, fitted, self.config.evaluation)
             self.metrics: dict[str, Any] = {"task": fitted.target.task}
-            self.metrics |= {split: judge(*pair, fitted, decision) for split, pair in arrays.items()}
+            self.metrics |= {split: {} for split in JUDGED}
+            self.metrics |= {
+                split: judge(*pair, fitted, decision) | self.training.own_values(*pair, decision)
+                for split, pair in arrays.items()
+            }
             if self.runtime.is_main:
-                baselines = self._fit_baselines() if self.config.report.baselines else {}
+                own: dict[Split, np.ndarray] = {}
+                own |= {split: decision.predict(logits, fitted) for split, (logits, _) in arrays.items()}
+                beside = judge_baselines(
+                    self.data,
+                    self.config,
+                    metric=known_metric(self.training),
+                    own=own,
+                    known=self.metrics,
+                    decision=decision,
+                )
                 self.seconds["evaluate"] = time.monotonic() - started_s
-                self.metrics |= self._summary(decision) | {"baselines": baselines}
-                self.metrics["importance"] = self._measure_importance(decision)
+                self.metrics |= describe_training(self.training, decision, seconds=self.seconds)
+                self.metrics |= beside | {"importance": judge_columns(self.training, decision)}
+                self._explain(decision, arrays.get("test"))
                 self._write_results(arrays, decision)
+                self._tell("evaluated", seconds=round(time.monotonic() - started_s, 3))
         self._done.add("evaluate")
         return self.metrics
 
@@ -284,66 +380,26 @@ class Engine:
         rows = self.data.rows(split, device=self.runtime.device)
         return self.training.logits(rows).cpu().numpy(), rows.y.cpu().numpy()
 
-    def _summary(self, decision: Decision) -> dict[str, Any]:
-        state = self.training.state
-        return {
-            "rows": self.data.info["rows"],
-            "decision": {**dataclasses.asdict(decision), "threshold_metric": self.config.evaluation.threshold_metric},
-            "selection": {
-                "metric": self.training.metric,
-                "value": state.best_value,
-                "step": state.best_step,
-                "epoch": round(self.training.plan.epoch_at(state.best_step), 4),
-            },
-            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-            "processes": self.runtime.num_processes,
-            "model": self.config.model.name,
-            "num_parameters": self.training.num_parameters,
-        }
+    def _explain(self, decision: Decision, test: tuple[np.ndarray, np.ndarray] | None) -> None:
+        # rank 0 only: writes a file
+        from nn_train.explanation import explain  # pandas: not before the first step
 
-    def _fit_baselines(self) -> dict[str, Any]:
-        # scikit-learn's models, for the main process once training is done: not before the first step
-        from nn_train.baselines import BaselineData, BaselineRows, fit_baselines
-
-        fitted = self.data.preprocessor
-        target = fitted.target
-        parts = {}
-        for split in SPLITS:
-            rows = self.data.rows(split, device=torch.device("cpu"))
-            y = rows.y.numpy()
-            parts[split] = BaselineRows(
-                x_num=fitted.with_gaps(rows.x_num.numpy(), rows.x_cat.numpy()),
-                x_cat=rows.x_cat.numpy().astype(np.int32),
-                y=fitted.decode_target(y) if target.task == "regression" else y,
-            )
-        results = fit_baselines(
-            BaselineData(**parts, cardinalities=fitted.cardinalities),
-            task=target.task,
-            num_classes=len(target.classes),
-            seed=self.config.run.seed,
-            threshold_metric=self.config.evaluation.threshold_metric,
-        )
-        return {name: {"test": r.test, "val": r.val, "seconds": r.seconds} for name, r in results.items()}
-
-    @torch.no_grad()
-    def _measure_importance(self, decision: Decision) -> dict[str, Any] | None:
-        if not self.config.report.importance:
-            return None
-        fitted, network = self.data.preprocessor, self.training.network
-        result = permutation_importance(
-            self.data.rows("test", device=self.runtime.device),
-            fitted,
-            lambda batch: decision.predict(network(batch.x_num, batch.x_cat).float().cpu().numpy(), fitted),
-            metric=self.training.metric,
-            seed=self.config.run.seed,
-        )
-        return result.to_json()
+        explanation = explain(self.training, decision, self.metrics["importance"], test)
+        self._check_owner()
+        write_json(self.run_dir / "explain.json", explanation)
 
     def _write_results(self, arrays: Predictions, decision: Decision) -> None:
         # rank 0 only: writes files
         self._check_owner()
         fitted = self.data.preprocessor
-        write_file(self.run_dir / "model.safetensors", save(self.training.best))
+        weights = save(self.training.best)
+        write_file(self.run_dir / "model.safetensors", weights)
+        run_id = read_json(self.run_dir / "environment.json")["run_id"]
+        info = describe_bundle(self.training, self.metrics, run_id=run_id)
+        bundle = make_bundle(
+            weights=weights, preprocessor=fitted, schema=self.data.schema, decision=decision, info=info
+        )
+        write_file(self.run_dir / BUNDLE_FILE, bundle)
         for split, (logits, _) in arrays.items():
             frame = prediction_frame(logits, self.data.truth(split), fitted, decision)
             write_predictions(self.run_dir / PREDICTION_FILES[split], frame)
@@ -352,25 +408,40 @@ class Engine:
         self._write_status("done", reason=state.finished, step=state.step)
 
     def report(self) -> Path:
-        """Draw the plots and the page from the run folder alone; the path of the page."""
+        """Draw the plots and the page from the run folder alone, if report.page asks for it; the path of the page."""
         self._require("evaluate")
         page = self.run_dir / "report.html"
         if self.runtime.is_main and not self.is_finished:
             with self._failure_noted():
-                from nn_train.report import write_report  # matplotlib and pandas: not before the first step
-
+                started_s = time.monotonic()
+                pulse.mark("report", self.training.state.step)
                 self._check_owner()
-                write_report(self.run_dir, dpi=self.config.report.dpi)
-                self._tracker.log_report(self.run_dir, _flat_metrics(self.metrics))
+                if self.config.report.page:
+                    from nn_train.report import write_report  # matplotlib and pandas: not before the first step
+
+                    write_report(self.run_dir, dpi=self.config.report.dpi)
+                self._tracker.log_report(_flat_metrics(self.metrics), self._collect_media)
+                self._tell("reported", seconds=round(time.monotonic() - started_s, 3))
         if self.runtime.is_main:
             print_metrics(read_json(self.run_dir / "metrics.json"))
+            logger.info("%s", describe(summarise(read_events(self.run_dir))))
             logger.info("run folder: %s", self.run_dir)
-            logger.info("report:     %s", page)
+            if self.config.report.page:
+                logger.info("report:     %s", page)
         self.close()
         return page
 
+    def _collect_media(self) -> Media:
+        from nn_train.report_media import collect_media  # for a tracker alone
+
+        pulse.beat()
+        return collect_media(self.run_dir, num_rows=self.config.tracking.num_rows)
+
     def close(self) -> None:
         """Let go of the run folder and the tracker, where `report` was not the last stage that was called."""
+        if "prepare" in self._done:
+            pulse.mark("end", pulse.step)
+            self.training.close()
         self._tracker.close()
         self._tracker = NullTracker()
         self._metrics_file.close()
@@ -386,10 +457,14 @@ class Engine:
             raise
         except BaseException as error:
             reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            pulse.mark("end", pulse.step)
+            self.training.close()
             if self.runtime.is_main:
                 with suppress(OSError, Fenced):
                     # the step that a checkpoint holds: what came after it is lost
-                    self._write_status("failed", reason=reason, step=newest_step(self.run_dir / "checkpoints"))
+                    step = newest_step(self.run_dir / "checkpoints")
+                    self._tell("failed", step=step, why=reason)
+                    self._write_status("failed", reason=reason, step=step)
             self.close()
             raise
 

@@ -29,6 +29,13 @@ class UserError(Exception):
         return "\n".join(lines)
 
 
+def short(text: str, most: int = 60) -> str:
+    """Text of a table as a message shows it: on one line, cut, and nothing in it that a terminal would obey."""
+    text = text.strip()
+    shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
 class ConfigError(UserError):
     """A setting that does not exist, has the wrong type or range, or contradicts another."""
 

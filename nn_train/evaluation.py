@@ -1,8 +1,7 @@
 """Every row of a split exactly once over all processes, and the judgement of what comes out."""
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,15 +9,25 @@ from torch import Tensor, nn
 
 from nn_train.batch_plan import cut
 from nn_train.calibration import choose_threshold, fit_temperature, probabilities
-from nn_train.metrics import compute_metrics
+from nn_train.costs import read_costs
+from nn_train.curves import bend, fit_curves
+from nn_train.decision import Decision
+from nn_train.metrics import compute_metrics, quantile_metrics
 from nn_train.packed import ResidentRows
 from nn_train.preprocessor import Preprocessor
+from nn_train.pulse import pulse
 from nn_train.run_folder import write_file
 from nn_train.runtime import Runtime
 from nn_train.settings import EvaluationConfig
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def deal_blocks(num_rows: int, block_rows: int, num_processes: int) -> list[list[tuple[int, int]]]:
+    """The blocks (start, stop) of each process: cut alike whatever the number of processes, and dealt out in order."""
+    blocks = [(start, min(start + block_rows, num_rows)) for start in range(0, num_rows, block_rows)]
+    return [blocks[first:last] for first, last in cut(len(blocks), num_processes)]
 
 
 @torch.no_grad()
@@ -35,51 +44,46 @@ def predict_logits(
         AssertionError: the processes together did not return each row once.
     """
     num_rows = len(rows)
-    blocks = [(start, min(start + block_rows, num_rows)) for start in range(0, num_rows, block_rows)]
-    shares = [blocks[first:last] for first, last in cut(len(blocks), runtime.num_processes)]
+    shares = deal_blocks(num_rows, block_rows, runtime.num_processes)
     counts = [sum(stop - start for start, stop in share) for share in shares]
     parts = [torch.zeros((0, num_outputs), device=runtime.device)]
     for start, stop in shares[runtime.rank]:
+        pulse.beat()
         batch = rows.slice(start, stop)
         parts.append(network(batch.x_num, batch.x_cat).float())
     logits = torch.cat(parts)
     if runtime.num_processes > 1:
         padded = torch.zeros((max(counts), num_outputs), device=runtime.device)
         padded[: len(logits)] = logits
-        gathered = runtime.accelerator.gather(padded).view(runtime.num_processes, max(counts), num_outputs)
+        gathered = runtime.gather(padded).view(runtime.num_processes, max(counts), num_outputs)
         logits = torch.cat([gathered[rank, :count] for rank, count in enumerate(counts)])
     assert len(logits) == num_rows, f"evaluated {len(logits)} of {num_rows} rows"
     return logits
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Decision:
-    """How logits become probabilities and decisions; chosen on the validation rows."""
-
-    temperature: float
-    threshold: float
-
-    def predict(self, logits: np.ndarray, preprocessor: Preprocessor) -> np.ndarray:
-        """Probability of the positive class (B,), of every class (B, C), or values in the target's unit (B,)."""
-        task = preprocessor.target.task
-        if task == "regression":
-            return preprocessor.decode_target(logits[:, 0])
-        return probabilities(logits[:, 0] if task == "binary" else logits, self.temperature, task=task)
-
-
 def choose_decision(
     logits: np.ndarray, y: np.ndarray, preprocessor: Preprocessor, config: EvaluationConfig
 ) -> Decision:
-    """Fit the temperature, then the threshold, on the validation rows."""
+    """Fit the calibration, then the threshold, on the validation rows; a threshold of costs needs no row.
+
+    Raises:
+        ConfigError: evaluation.costs do not fit the classes.
+    """
     task = preprocessor.target.task
+    costs = read_costs(config.costs, preprocessor.target)
     if task == "regression":
         return Decision(temperature=1.0, threshold=0.5)
     flat = logits[:, 0] if task == "binary" else logits
     temperature = fit_temperature(flat, y, task=task) if config.calibration == "temperature" else 1.0
+    p, curves = probabilities(flat, temperature, task=task), ()
+    if config.calibration == "isotonic":
+        curves = fit_curves(p, y, task=task)
+        p = bend(p, curves)
     threshold = 0.5
     if task == "binary":
-        threshold = choose_threshold(y, probabilities(flat, temperature, task=task), config.threshold_metric)
-    return Decision(temperature=temperature, threshold=threshold)
+        threshold = choose_threshold(y, p, config.threshold_by, costs=costs)
+    rows = () if costs is None else tuple(tuple(map(float, row)) for row in costs)
+    return Decision(temperature=temperature, threshold=threshold, curves=curves, costs=rows)
 
 
 def judge(logits: np.ndarray, y: np.ndarray, preprocessor: Preprocessor, decision: Decision) -> dict[str, float]:
@@ -87,7 +91,12 @@ def judge(logits: np.ndarray, y: np.ndarray, preprocessor: Preprocessor, decisio
     target = preprocessor.target
     truth = preprocessor.decode_target(y) if target.task == "regression" else y
     prediction = decision.predict(logits, preprocessor)
-    return compute_metrics(truth, prediction, task=target.task, threshold=decision.threshold)
+    found = compute_metrics(
+        truth, prediction, task=target.task, threshold=decision.threshold, costs=decision.cost_table
+    )
+    if target.quantiles:
+        found |= quantile_metrics(truth, decision.values(logits, preprocessor), target.quantiles)
+    return found
 
 
 def prediction_frame(
@@ -96,17 +105,7 @@ def prediction_frame(
     """`truth` (row, ids, target) with the prediction and the probability of each class beside it."""
     import pandas as pd  # once training is done: not before the first step
 
-    target = preprocessor.target
-    values = decision.predict(logits, preprocessor)
-    frame: dict[str, Any] = {}
-    if target.task == "regression":
-        frame["prediction"] = values
-    else:
-        table = np.stack([1 - values, values], axis=1) if target.task == "binary" else values
-        chosen = (values >= decision.threshold).astype(int) if target.task == "binary" else table.argmax(axis=1)
-        frame["prediction"] = np.array(target.classes)[chosen]
-        frame |= {f"p_{name}": table[:, index] for index, name in enumerate(target.classes)}
-    return pd.concat([truth.reset_index(drop=True), pd.DataFrame(frame)], axis=1)
+    return pd.concat([truth.reset_index(drop=True), decision.frame(logits, preprocessor)], axis=1)
 
 
 def write_predictions(path: Path, frame: "pd.DataFrame") -> None:

@@ -1,16 +1,20 @@
 """The gradient of one global batch, in two ways: `fast` (DDP's all-reduce) and `exact` (a fixed tree).
 
-Both weigh every row by 1 / (rows of the global batch), so a step's gradient does not depend on
-the number of processes, on micro-batches, or on a short last batch. Exact mode also fixes the
+Both weigh every row by 1 / (rows of the global batch) or, where rows have weights, by its share of the
+weights of the global batch: every process holds all rows and knows the batch, so that nothing is
+exchanged for it. A step's gradient does not depend on the number of processes, on micro-batches, or on
+a short last batch. Exact mode also fixes the
 order of every addition: a global batch is cut into canonical slices, each has its own forward,
 backward and dropout seed, and their gradients are summed in one binary tree whose lower levels lie
 inside a process and whose upper levels are pairwise exchanges.
 """
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,17 +22,30 @@ from torch import Tensor, nn
 from nn_train.batch_plan import BatchPlan, Share, cut, derive_seed
 from nn_train.objective import Objective
 from nn_train.packed import ResidentRows
+from nn_train.pulse import pulse
 from nn_train.runtime import Runtime
 
-# Sums the rows' losses of the positions given; the argument is never empty.
-SumLoss = Callable[[Tensor], Tensor]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchLoss:
+    """The loss of rows by their positions.
+
+    `sum` is that of the rows' losses, for positions that are never none; `weight` is what the sum over a global batch
+    is divided by.
+    """
+
+    sum: Callable[[Tensor], Tensor]
+    weight: Callable[[np.ndarray], float]
 
 
 class Gradients(Protocol):
     """Fills the parameters' gradients for the global batch of a step."""
 
-    def compute(self, step: int) -> Tensor:
-        """Leave the mean gradient in `.grad`; return this process's part of the loss, or all of it."""
+    def compute(self, step: int, *, is_broken: bool = False) -> Tensor:
+        """Leave the mean gradient in `.grad`; return this process's part of the loss, or all of it.
+
+        `is_broken` makes this process's part not a number, for those who want to see what follows.
+        """
         ...
 
     def global_loss(self, loss: Tensor) -> Tensor:
@@ -50,20 +67,35 @@ def build_gradients(
 
     def sum_loss(positions: Tensor) -> Tensor:
         batch = rows.take(positions)
-        return objective.loss_sum(model(batch.x_num, batch.x_cat), batch.y)
+        logits = model(batch.x_num, batch.x_cat)
+        if batch.weight is None:
+            return objective.loss_sum(logits, batch.y)
+        return objective.weighted_sum(logits, batch.y, batch.weight)
 
+    loss = BatchLoss(sum=sum_loss, weight=batch_weight(rows))
     if canonical_slices is None:
-        return FastGradients(runtime, model, sum_loss=sum_loss, plan=plan, share=share)
-    return ExactGradients(runtime, model, sum_loss=sum_loss, plan=plan, num_slices=canonical_slices)
+        return FastGradients(runtime, model, loss=loss, plan=plan, share=share)
+    return ExactGradients(runtime, model, loss=loss, plan=plan, num_slices=canonical_slices)
+
+
+def batch_weight(rows: ResidentRows) -> Callable[[np.ndarray], float]:
+    """How much a global batch weighs: its rows, or the sum of their weights; 1 where that is zero, as the loss is then.
+
+    Summed on the host in double precision, so that no step waits for the device and all processes have the same bits.
+    """
+    if rows.weight is None:
+        return len
+    weight = rows.weight.cpu().numpy().astype(np.float64)
+    return lambda positions: float(weight[positions].sum()) or 1.0
 
 
 class FastGradients:
     """Micro-batches accumulated locally, one all-reduce by DDP in the last backward."""
 
-    def __init__(self, runtime: Runtime, model: nn.Module, *, sum_loss: SumLoss, plan: BatchPlan, share: Share):
+    def __init__(self, runtime: Runtime, model: nn.Module, *, loss: BatchLoss, plan: BatchPlan, share: Share):
         self.runtime = runtime
         self.model = model
-        self.sum_loss = sum_loss
+        self.loss = loss
         self.plan = plan
         self.num_micro_steps = share.num_micro_steps
         if runtime.num_processes > 1:
@@ -78,15 +110,16 @@ class FastGradients:
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         first_row = torch.zeros(1, dtype=torch.int64, device=self.runtime.device)
-        self.runtime.accelerator.backward(0.0 * self.sum_loss(first_row))
+        self.runtime.accelerator.backward(0.0 * self.loss.sum(first_row))
         self.model.zero_grad(set_to_none=True)
         for buffer, before in buffers:
             buffer.copy_(before)
 
-    def compute(self, step: int) -> Tensor:
+    def compute(self, step: int, *, is_broken: bool = False) -> Tensor:
         """Every process takes as many micro-steps as any other, the empty ones included."""
         runtime = self.runtime
         rows = self.plan.rows(step)
+        weight = self.loss.weight(rows)
         start, stop = cut(len(rows), runtime.num_processes)[runtime.rank]
         mine = torch.from_numpy(rows[start:stop]).to(runtime.device, non_blocking=True)
         total = torch.zeros((), device=runtime.device)
@@ -96,9 +129,10 @@ class FastGradients:
             # DDP decides in the forward whether the backward will reduce: both belong inside no_sync
             with nullcontext() if is_last else runtime.accelerator.no_sync(self.model):
                 # a process without rows still takes part in the all-reduce: one row that weighs nothing
-                loss = self.sum_loss(mine[low:high]) if high > low else 0.0 * self.sum_loss(mine.new_zeros(1))
-                loss = loss / len(rows)
-                runtime.accelerator.backward(loss * runtime.num_processes)  # DDP takes the mean over processes
+                loss = self.loss.sum(mine[low:high]) if high > low else 0.0 * self.loss.sum(mine.new_zeros(1))
+                loss = loss / weight if not is_broken else loss * torch.nan
+                with pulse if is_last else nullcontext():
+                    runtime.accelerator.backward(loss * runtime.num_processes)  # DDP takes the mean over processes
             total = total + loss.detach()
         return total
 
@@ -113,19 +147,21 @@ class ExactGradients:
     The last element of a flat buffer carries the loss, so that it is summed in the same order.
     """
 
-    def __init__(self, runtime: Runtime, model: nn.Module, *, sum_loss: SumLoss, plan: BatchPlan, num_slices: int):
+    def __init__(self, runtime: Runtime, model: nn.Module, *, loss: BatchLoss, plan: BatchPlan, num_slices: int):
         self.runtime = runtime
         self.model = model
-        self.sum_loss = sum_loss
+        self.loss = loss
         self.plan = plan
         self.num_slices = num_slices
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.size = sum(p.numel() for p in self.parameters) + 1
+        self.dtype = self.parameters[0].dtype
         self.free: list[Tensor] = []
 
-    def compute(self, step: int) -> Tensor:
+    def compute(self, step: int, *, is_broken: bool = False) -> Tensor:
         """Sum this process's slices as they come, then exchange with the other processes."""
         rows = self.plan.rows(step)
+        weight = self.loss.weight(rows)
         per_process = self.num_slices // self.runtime.num_processes
         first = self.runtime.rank * per_process
         positions = torch.from_numpy(rows).to(self.runtime.device, non_blocking=True)
@@ -133,32 +169,34 @@ class ExactGradients:
         partial: list[tuple[int, Tensor]] = []  # (slices summed, their sum), as in a binary counter
         for index in range(first, first + per_process):
             start, stop = bounds[index]
-            buffer = self._slice_gradient(step, index, positions[start:stop], num_rows=len(rows))
+            buffer = self._slice_gradient(step, index, positions[start:stop], weight=weight)
             count = 1
             while partial and partial[-1][0] == count:
                 _, left = partial.pop()
                 self.free.append(buffer)
                 buffer, count = left.add_(buffer), count * 2
             partial.append((count, buffer))
+        if is_broken:
+            partial[0][1].fill_(torch.nan)
         total = self._exchange(partial[0][1])
         self._point_gradients_at(total)
         self.free.append(total)
         return total[-1].clone()
 
-    def _slice_gradient(self, step: int, index: int, positions: Tensor, *, num_rows: int) -> Tensor:
+    def _slice_gradient(self, step: int, index: int, positions: Tensor, *, weight: float) -> Tensor:
         buffer = self._buffer()
         buffer.zero_()
         if len(positions):
             self._point_gradients_at(buffer)
             self.runtime.seed_step(derive_seed(self.plan.seed, step, index))
             with self.runtime.accelerator.no_sync(self.model):
-                loss = self.sum_loss(positions) / num_rows
+                loss = self.loss.sum(positions) / weight
                 self.runtime.accelerator.backward(loss)
             buffer[-1] = loss.detach()
         return buffer
 
     def _buffer(self) -> Tensor:
-        return self.free.pop() if self.free else torch.empty(self.size, device=self.runtime.device)
+        return self.free.pop() if self.free else torch.empty(self.size, dtype=self.dtype, device=self.runtime.device)
 
     def _point_gradients_at(self, buffer: Tensor) -> None:
         start = 0
@@ -176,8 +214,9 @@ class ExactGradients:
             partner = self.runtime.rank ^ distance
             received = self._buffer()
             swap = [dist.P2POp(dist.isend, buffer, partner), dist.P2POp(dist.irecv, received, partner)]
-            for request in dist.batch_isend_irecv(swap):
-                request.wait()
+            with pulse:
+                for request in dist.batch_isend_irecv(swap):
+                    request.wait()
             buffer.add_(received)
             self.free.append(received)
             distance *= 2

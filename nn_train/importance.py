@@ -1,4 +1,8 @@
-"""Permutation importance: what the metric loses when one column's values are dealt to other rows."""
+"""Permutation importance: what the metric loses when one column's values are dealt to other rows.
+
+Measured on validation rows: no test row is looked at. They chose the weights as well, so that what is lost is no
+unbiased figure; the order of the columns is what counts.
+"""
 
 import dataclasses
 import itertools
@@ -20,6 +24,7 @@ NUM_BINS = 10
 
 # From a batch to probabilities or values in the target's unit.
 Predict = Callable[[Batch], np.ndarray]
+Places = tuple[list[int], list[int]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,7 @@ class Importance:
 
     metric: str
     num_rows: int
+    num_repeats: int
     columns: dict[str, dict[str, float]]
     error_by_top_column: dict[str, Any]
 
@@ -39,10 +45,9 @@ class Importance:
 def permutation_importance(
     rows: ResidentRows, preprocessor: Preprocessor, predict: Predict, *, metric: str, seed: int
 ) -> Importance:
-    """Measure every column on evaluated rows; on one process, without collectives. Source: Breiman 2001."""
-    columns = _inputs_by_column(preprocessor)
-    num_rows = min(len(rows), MOST_ROWS, max(MOST_FORWARD_ROWS // (NUM_REPEATS * len(columns)), 100))
-    batch = rows.slice(0, num_rows)
+    """Measure every column on rows that training did not see; one process, no collectives. Source: Breiman 2001."""
+    columns = input_places(preprocessor)
+    batch = take_evenly(rows, min(MOST_ROWS, max(MOST_FORWARD_ROWS // (NUM_REPEATS * len(columns)), 100)))
     rng = np.random.Generator(np.random.Philox(key=seed))
     task = preprocessor.target.task
     y = batch.y.cpu().numpy()
@@ -62,15 +67,22 @@ def permutation_importance(
     error = np.abs(truth - prediction) if task == "regression" else np.zeros(0)
     return Importance(
         metric=metric,
-        num_rows=num_rows,
+        num_rows=len(batch.y),
+        num_repeats=NUM_REPEATS,
         columns=ranked,
         error_by_top_column=_error_by(top, columns[top], batch, preprocessor, error) if len(error) else {},
     )
 
 
-def _inputs_by_column(preprocessor: Preprocessor) -> dict[str, tuple[list[int], list[int]]]:
+def take_evenly(rows: ResidentRows, most: int) -> Batch:
+    """At most so many rows, spread over all: in a split by time, the first ones would be the oldest."""
+    positions = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(np.int64))
+    return rows.take(torch.from_numpy(positions).to(rows.y.device))
+
+
+def input_places(preprocessor: Preprocessor) -> dict[str, Places]:
     """For each column of the table its places in x_num and in x_cat."""
-    places: dict[str, tuple[list[int], list[int]]] = {}
+    places: dict[str, Places] = {}
     for index, category in enumerate(preprocessor.categorical):
         places.setdefault(category.column, ([], []))[1].append(index)
     indicator = len(preprocessor.categorical)
@@ -98,7 +110,7 @@ def _dealt(values: Tensor, places: list[int], order: Tensor) -> Tensor:
 
 
 def _error_by(
-    column: str, places: tuple[list[int], list[int]], batch: Batch, preprocessor: Preprocessor, error: np.ndarray
+    column: str, places: Places, batch: Batch, preprocessor: Preprocessor, error: np.ndarray
 ) -> dict[str, Any]:
     """Mean absolute error by tenth of a number, or by level of a category."""
     numbers, codes = places
@@ -111,7 +123,7 @@ def _error_by(
         name = preprocessor.numeric[numbers[-1]].name
     else:
         which = batch.x_cat[:, codes[0]].cpu().numpy()
-        labels = ["unseen or rare", "missing", *preprocessor.categorical[codes[0]].levels]
+        labels = ["unseen or rare", "missing", *preprocessor.categorical[codes[0]].labels]
         name = column
     rows = np.bincount(which, minlength=len(labels))
     sums = np.bincount(which, weights=error, minlength=len(labels))

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nn_train.errors import DataError
+from nn_train.errors import DataError, short
 from nn_train.inference_target import BOOLEAN_PAIRS, MOST_CLASSES, NUMERIC_SHARE, infer_target
+from nn_train.row_weights import check_weights
 from nn_train.schema import ColumnSpec, Kind, TableSchema
 from nn_train.settings import DataConfig
 from nn_train.table import name_row
@@ -24,7 +25,9 @@ from nn_train.values import (
     DATE,
     Rows,
     as_arrow,
+    as_text,
     clean_text,
+    column_word,
     is_bytes,
     is_text,
     listed,
@@ -65,6 +68,9 @@ def infer_schema(
     excluded |= {name: "data.columns" for name, kind in data.columns.items() if kind == "drop"}
     if split_column is not None and not split_column_is_feature:
         excluded[split_column] = "split column"
+    if data.weight is not None:
+        check_weights(rows.column(data.weight), has_target, data)
+        excluded.setdefault(data.weight, "data.weight")  # as an id it stands beside the predictions
     present = rows if has_target.all() else rows.filter(pa.array(has_target))
     positions = np.flatnonzero(has_target)
     columns = []
@@ -72,13 +78,13 @@ def infer_schema(
         if name == data.target:
             continue
         spec = _infer_column(Column(name, present.column(name), data, positions), reason=excluded.get(name, ""))
-        if spec.is_id and name == split_column and split_column_is_feature:
+        if spec.dropped.startswith("id-like") and name == split_column and split_column_is_feature:
             spec = ColumnSpec(**{**vars(spec), "is_id": False, "dropped": ""})
         columns.append(spec)
     if all(spec.dropped for spec in columns):
         reasons = "; ".join(f"{spec.name}: {spec.dropped}" for spec in columns) or "the table holds the target alone"
         raise DataError(
-            f"no feature is left ({reasons})",
+            f"no feature is left ({short(reasons, most=400)})",
             where=data.path,
             fix="drop less, or data.columns.NAME=keep for one of them",
         )
@@ -129,7 +135,7 @@ class Column:
     @property
     def example(self) -> str:
         """The first value, cut."""
-        return str(self.distinct[0].as_py())[:40] if len(self.distinct) else ""
+        return as_text(self.distinct[0])[:40] if len(self.distinct) else ""
 
     def refuse(self, what: str, wrong: np.ndarray, *, fix: str) -> NoReturn:
         """Raise an error that names the first row of `wrong` and its value."""
@@ -137,8 +143,8 @@ class Column:
         place = name_row(self.data, int(self.positions[row]))
         num_more = int(wrong.sum()) - 1
         more = f", and such in {num_more} more row{'s' * (num_more > 1)}" if num_more else ""
-        what = what.format(value=self.array[row].as_py())
-        raise DataError(f"column '{self.name}' {what} in {place}{more}", where=self.data.path, fix=fix)
+        what = what.format(value=short(as_text(self.array[row])))
+        raise DataError(f"column '{short(self.name)}' {what} in {place}{more}", where=self.data.path, fix=fix)
 
 
 def _infer_column(column: Column, *, reason: str) -> ColumnSpec:
@@ -170,8 +176,8 @@ def _decide_kind(column: Column) -> Kind:
     """The kind that the user chose or the values show, with errors for what such a column cannot hold."""
     data, name = column.data, column.name
     if not column.num_present:
-        fix = shell_word(f"data.columns.{name}", "drop")
-        raise DataError(f"column '{name}' has no value in any row", where=data.path, fix=fix)
+        fix = column_word(name, "drop")
+        raise DataError(f"column '{short(name)}' has no value in any row", where=data.path, fix=fix)
     chosen = data.columns.get(name)
     if chosen is None or chosen in ("keep", "drop"):
         kind = _guess_kind(column)
@@ -222,11 +228,10 @@ def _refuse_mistakes(column: Column, kind: Kind) -> None:
     """Numbers or dates with a few texts among them are a mistake in the table, not a category."""
     if not column.is_text or kind not in ("categorical", "date"):
         return
-    keep = f"data.columns.{column.name}"
     if kind == "date":
         wrong = column.unread(read_dates(column.array, column.data, day_first=column.is_day_first))
         if wrong.any():
-            fix = f"correct it, or {shell_word(keep, 'date')} (such a value is then missing) or categorical"
+            fix = f"correct it, or {column_word(column.name, 'date')} (such a value is then missing) or categorical"
             column.refuse("holds dates, and '{value}'", wrong, fix=fix)
         return
     sample: list[str] = column.distinct[:SAMPLE].to_pylist()
@@ -237,13 +242,13 @@ def _refuse_mistakes(column: Column, kind: Kind) -> None:
         column.refuse(
             "holds numbers with a decimal comma: '{value}'",
             wrong,
-            fix=f"write them with a point, or {shell_word(keep, 'categorical')}",
+            fix=f"write them with a point, or {column_word(column.name, 'categorical')}",
         )
     if any(is_number) and len(sample) > 2:
-        _refuse_text_among_numbers(column, keep)
+        _refuse_text_among_numbers(column)
 
 
-def _refuse_text_among_numbers(column: Column, keep: str) -> None:
+def _refuse_text_among_numbers(column: Column) -> None:
     wrong = column.unread(column.numbers)
     num_distinct = len(np.unique(column.numbers[~np.isnan(column.numbers)]))
     num_words = len(pc.unique(column.array.filter(pa.array(wrong))))
@@ -254,7 +259,7 @@ def _refuse_text_among_numbers(column: Column, keep: str) -> None:
     column.refuse(
         "holds numbers, and the text '{value}'",
         wrong,
-        fix=f"correct it, or list the text in data.missing_values, or {shell_word(keep, 'numeric')} "
+        fix=f"correct it, or list the text in data.missing_values, or {column_word(column.name, 'numeric')} "
         "(text is then missing) or categorical",
     )
 
@@ -271,7 +276,7 @@ def _refuse_unreadable(column: Column, kind: Kind) -> None:
         column.refuse(
             f"is to be {kind}, and no value of it is: '{{value}}'",
             wrong,
-            fix=shell_word(f"data.columns.{column.name}", "categorical"),
+            fix=column_word(column.name, "categorical"),
         )
 
 
@@ -307,17 +312,20 @@ def _check_names(names: list[str], data: DataConfig, split_column: str | None) -
     wanted += [("data.drop", name) for name in data.drop] + [("data.id", name) for name in data.id]
     wanted += [("data.columns", name) for name in data.columns]
     wanted += [("split.column", split_column)] if split_column is not None else []
+    wanted += [("data.weight", data.weight)] if data.weight is not None else []
     for key, name in wanted:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or names[-1:]
-            is_single = key in ("data.target", "split.column")
+            is_single = key in ("data.target", "split.column", "data.weight")
             raise DataError(
-                f"there is no column '{name}'; the columns are {listed(names)}",
+                f"there is no column '{short(name)}'; the columns are {listed(names)}",
                 where=data.path,
-                fix=shell_word(key, near[0]) if is_single else f"change {key}; near it is '{near[0]}'",
+                fix=shell_word(key, near[0]) if is_single else f"change {key}; near it is '{short(near[0])}'",
             )
     if data.target in data.columns or data.target == split_column:
         key = "data.columns" if data.target in data.columns else "split.column"
         raise DataError(
-            f"{key} names the target '{data.target}'", where=data.path, fix="data.task says how to read the target"
+            f"{key} names the target '{short(data.target)}'",
+            where=data.path,
+            fix="data.task says how to read the target",
         )

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from nn_train.errors import DataError
+from nn_train.errors import DataError, short
 from nn_train.schema import TargetSpec, Task
 from nn_train.settings import DataConfig
 from nn_train.table import name_row
@@ -26,6 +26,7 @@ BOOLEAN_PAIRS = [frozenset(pair) for pair in (("yes", "no"), ("true", "false"), 
 NUMERIC_SHARE = 0.9  # a text column that is mostly numbers, or dates, is taken for such with a mistake in it
 MOST_CLASSES = 20  # whole numbers with more distinct values are a quantity, not classes
 MOST_TEXT_CLASSES = 1000
+LARGEST_TARGET = 1e100  # the sum of the squares of larger ones would leave float64
 
 
 def infer_target(array: pa.ChunkedArray, data: DataConfig) -> tuple[TargetSpec, np.ndarray]:
@@ -39,11 +40,10 @@ def infer_target(array: pa.ChunkedArray, data: DataConfig) -> tuple[TargetSpec, 
         _refuse_target("has no value in any row", data)
     counts = names[present].value_counts()
     if len(counts) == 1:
-        _refuse_target(f"is '{counts.index[0]}' in every row; there is nothing to learn", data)
+        _refuse_target(f"is '{short(counts.index[0])}' in every row; there is nothing to learn", data)
     task = data.task if data.task != "auto" else _guess_task(numbers[present], len(counts))
     if task == "regression":
-        is_infinite = np.isinf(numbers) & (data.infinite == "error")
-        _check_numbers(names, present & np.isnan(numbers), is_infinite, data)
+        _check_numbers(names, numbers, data)
         return TargetSpec(name=data.target, task=task), np.isfinite(numbers)
     if task == "binary" and len(counts) != 2:
         _refuse_target(f"holds {len(counts)} classes, and data.task=binary needs two", data, fix="data.task=multiclass")
@@ -84,15 +84,19 @@ def _positive_last(classes: list[str], task: Task, data: DataConfig) -> list[str
     return [name for name in classes if name != positive] + [positive]
 
 
-def _check_numbers(names: pd.Series, is_text: np.ndarray, is_infinite: np.ndarray, data: DataConfig) -> None:
+def _check_numbers(names: pd.Series, numbers: np.ndarray, data: DataConfig) -> None:
+    is_text = names.notna().to_numpy() & np.isnan(numbers)
+    is_infinite = np.isinf(numbers)
+    is_huge = np.isfinite(numbers) & (np.abs(numbers) > LARGEST_TARGET)
     checks = (
         (is_text, "which is no number", "correct it, or data.task=multiclass"),
-        (is_infinite, "which is infinite", "correct it, or data.infinite=missing"),
+        (is_infinite & (data.infinite == "error"), "which is infinite", "correct it, or data.infinite=missing"),
+        (is_huge, "which is too large to learn", "correct it, or give the target in another unit"),
     )
     for wrong, what, fix in checks:
         if wrong.any():
             row = int(np.argmax(wrong))
-            _refuse_target(f"holds '{names.iloc[row]}' in {name_row(data, row)}, {what}", data, fix=fix)
+            _refuse_target(f"holds '{short(names.iloc[row])}' in {name_row(data, row)}, {what}", data, fix=fix)
 
 
 def _check_classes(names: pd.Series, counts: pd.Series, data: DataConfig) -> None:
@@ -108,15 +112,15 @@ def _check_classes(names: pd.Series, counts: pd.Series, data: DataConfig) -> Non
             data,
             fix="another data.target, or data.task=regression",
         )
-    if counts.min() == 1:
+    if counts.min() == 1 and data.rare_classes == "error":
         single = str(counts.idxmin())
         row = int(np.argmax((names == single).to_numpy()))
         _refuse_target(
-            f"has the class '{single}' in one row only ({name_row(data, row)}); it cannot be learned and judged",
+            f"has the class '{short(single)}' in one row only ({name_row(data, row)}); it cannot be learned and judged",
             data,
-            fix="correct or remove that row, or merge the class with another",
+            fix="correct or remove that row, merge the class with another, or data.rare_classes=keep to learn it only",
         )
 
 
 def _refuse_target(what: str, data: DataConfig, *, fix: str = "another data.target") -> NoReturn:
-    raise DataError(f"the target '{data.target}' {what}", where=data.path, fix=fix)
+    raise DataError(f"the target '{short(data.target)}' {what}", where=data.path, fix=fix)

@@ -4,11 +4,13 @@ Conventions: `state.step` counts finished optimizer steps; hooks see 1, 2, 3, ..
 """
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
+import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
@@ -17,8 +19,13 @@ from nn_train.errors import TrainingError
 from nn_train.gradients import Gradients
 from nn_train.metrics import is_better
 from nn_train.optim import lr_at_step
+from nn_train.pulse import pulse
 from nn_train.runtime import Runtime
 from nn_train.settings import Config
+
+logger = logging.getLogger("nn_train")
+MAX_SKIPS = 10  # broken steps in a row: more than that is no matter of single rows
+SHOWN_ROWS = 5
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -31,20 +38,29 @@ class TrainState:
     evals_since_best: int = 0
     elapsed_s: float = 0.0
     finished: str = ""  # why training is over: max_epochs, max_steps, max_time, early_stopping; empty while it is not
+    skipped: list[int] = dataclasses.field(default_factory=list)  # steps whose rows change no weight; counted from 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What the loop calls; every one on every process.
 
-    `evaluate` returns the validation loss and the value of the selection metric, the same on all.
+    `updated` hears of each update of the weights, by the number of steps that are finished then. `evaluate` returns
+    the value of the selection metric, the same on all. `save` returns once the state is copied; `settle` when it is on
+    the disk, and raises what went wrong there; `must_end` says that it would raise now.
+    `restore` puts weights, optimizer and state back to the newest checkpoint.
     """
 
+    updated: Callable[[int], None]
     evaluate: Callable[[TrainState], float]
     keep_best: Callable[[], None]
     log: Callable[[dict[str, Any]], None]
     save: Callable[[TrainState], None]
+    settle: Callable[[], None]
+    must_end: Callable[[], bool]
+    restore: Callable[[TrainState], None]
     stop_requested: Callable[[], bool]
+    tell: Callable[..., None]
 
 
 def count_steps(config: Config, plan: BatchPlan) -> int:
@@ -81,80 +97,149 @@ class Trainer:
         self.hooks = hooks
         self.total_steps = count_steps(config, plan)
         self.eval_steps = plan.steps_per_epoch if config.train.eval_every == "epoch" else config.train.eval_every
-        # reading a number off a GPU waits for it: there, look for non-finite ones only when a line is logged
-        self.guard_steps = 1 if runtime.device.type == "cpu" else config.tracking.log_every_steps
+        # reading a number off a GPU waits for it: there, look for non-finite ones only when a line is logged,
+        # unless broken steps are to be left out, before they change a weight
+        sees_all = runtime.device.type == "cpu" or config.train.non_finite == "skip"
+        self.guard_steps = 1 if sees_all else config.tracking.log_every_steps
+        self.guard_until = 0  # after a return to a checkpoint every step is looked at, up to where it was found broken
         self.agree_steps = 1 if runtime.num_processes == 1 else config.train.check_every_steps
 
     def run(self, state: TrainState) -> bool:
         """Train until the end or a stop request; True if training is finished."""
         self.model.train()
-        self.started_s = self.saved_s = self.logged_s = time.monotonic()
+        self.saved_s = time.monotonic()
+        self._start_clocks(state)
+        while True:
+            if not state.finished and state.step >= self.total_steps:
+                state.finished = "max_steps" if self.total_steps == self.config.train.max_steps else "max_epochs"
+            if state.finished:
+                state.elapsed_s = self._elapsed_s()
+                if self._save(state):
+                    break
+            elif self._step(state):
+                if self._is_evaluated(state.step):
+                    self._evaluate(state)
+                if self._should_stop(state) and self._save(state):
+                    break
+        self._settle(state)
+        return bool(state.finished)
+
+    def _start_clocks(self, state: TrainState) -> None:
+        self.started_s = self.logged_s = time.monotonic()
         self.elapsed_before_s = state.elapsed_s
         self.logged_step = state.step
         self.last_update: tuple[Tensor, Tensor] | None = None
-        while not state.finished:
-            if state.step >= self.total_steps:
-                state.finished = "max_steps" if self.total_steps == self.config.train.max_steps else "max_epochs"
-                break
-            loss, grad_norm = self._update(state.step)
-            state.step += 1
-            is_logged = state.step % self.config.tracking.log_every_steps == 0
-            self.last_update = loss, grad_norm
-            if is_logged or state.step % self.guard_steps == 0:
-                self._guard(state.step)
-            if is_logged or state.step == self.total_steps:
-                self._log(loss, grad_norm, state)
-            if state.step % self.eval_steps == 0 or state.step == self.total_steps:
-                self._evaluate(state)
-            if self._should_stop(state):
-                self._save(state)
-                return False
-        state.elapsed_s = self._elapsed_s()
-        self._save(state)
+
+    def _step(self, state: TrainState) -> bool:
+        """Make one step; False if the training is back at a checkpoint instead."""
+        step = state.step
+        loss, grad_norm = self._nothing() if step in state.skipped else self._update(step)
+        state.step += 1
+        self.last_update = None if step in state.skipped else (loss, grad_norm)
+        is_logged = state.step % self.config.tracking.log_every_steps == 0
+        is_looked_at = is_logged or self._is_evaluated(state.step) or self._looks_at(state.step)
+        if is_looked_at and not self._is_whole(state):
+            return False
+        if is_logged or state.step == self.total_steps:
+            self._log(loss, grad_norm, state)
         return True
+
+    def _is_evaluated(self, step: int) -> bool:
+        return step % self.eval_steps == 0 or step == self.total_steps
+
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        """The loss and gradient norm of a step that is left out."""
+        nothing = torch.tensor(math.nan, device=self.runtime.device)
+        return nothing, nothing
 
     def _update(self, step: int) -> tuple[Tensor, Tensor]:
         lr = lr_at_step(step, self.config.optim, total_steps=self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.gradients.compute(step)
+        is_broken = pulse.mark("step", step)
+        loss = self.gradients.compute(step, is_broken=is_broken)
         # after backward, and after unscaling under fp16: earlier it would clip nothing
         limit = self.config.train.grad_clip
         grad_norm = self.runtime.accelerator.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
         assert grad_norm is not None
-        if self.runtime.device.type != "cpu" or self.config.train.mixed_precision == "fp16" or grad_norm.isfinite():
+        if self.config.train.mixed_precision == "fp16" or not self._looks_at(step + 1) or grad_norm.isfinite():
             self.updater.step()
+            self.hooks.updated(step + 1)
         return loss, grad_norm
 
-    def _save(self, state: TrainState) -> None:
-        if self.last_update is not None and state.step % self.guard_steps:
-            self._guard(state.step)  # broken weights must never take the place of good ones
+    def _save(self, state: TrainState) -> bool:
+        """Save; False if the weights are broken, which must never take the place of good ones, and were put back."""
+        if not self._is_whole(state):
+            return False
+        pulse.mark("snapshot", state.step)
         self.hooks.save(state)
         self.saved_s = time.monotonic()
+        return True
 
-    def _guard(self, step: int) -> None:
-        # every rank: the gradient is reduced already and the loss is reduced here, so all raise together or none
-        assert self.last_update is not None
+    def _settle(self, state: TrainState) -> None:
+        pulse.mark("saving", state.step)
+        self.hooks.settle()
+
+    def _looks_at(self, step: int) -> bool:
+        """Is the gradient of this step (counted from 1) looked at before it changes a weight?"""
+        return self.guard_steps == 1 or step <= self.guard_until
+
+    def _is_whole(self, state: TrainState) -> bool:
+        """Do what train.non_finite says if the last step was broken; False if the training is at a checkpoint now.
+
+        Every process comes to the same end, since loss and gradient are those of the whole batch.
+
+        Raises:
+            TrainingError: it says stop, or too many steps in a row were broken.
+        """
+        if self.last_update is None:
+            return True
         loss, grad_norm = self.last_update
         # fp16's loss scale finds its size by overflowing gradients: there the loss must tell
         watched = self.gradients.global_loss(loss) if self.config.train.mixed_precision == "fp16" else grad_norm
-        if not watched.isfinite():
-            self._refuse(float(self.gradients.global_loss(loss)), grad_norm, step)
+        with pulse:  # on a GPU it is here that a collective is waited for
+            is_finite = bool(watched.isfinite())
+        if is_finite:
+            return True
+        step = state.step - 1
+        error = self._describe(float(self.gradients.global_loss(loss)), float(grad_norm), state.step)
+        policy = self.config.train.non_finite
+        if policy == "stop" or all(step - back in state.skipped for back in range(1, MAX_SKIPS + 1)):
+            raise error
+        logger.warning("warning: %s: %s; train.non_finite=%s", error.where, error.what, policy)
+        self.last_update = None
+        is_known = self._looks_at(state.step)
+        if is_known:  # else an earlier one may have broken the weights: that is found on the way back here
+            state.skipped.append(step)
+            rows = [int(row) for row in self.plan.rows(step)[:SHOWN_ROWS]]
+            self.hooks.tell("skipped", step=state.step, rows=rows)
+        if policy == "skip" or (is_known and state.step <= self.guard_until):
+            return True
+        self._go_back(state)
+        return False
 
-    def _refuse(self, loss: float, grad_norm: Tensor, step: int) -> NoReturn:
+    def _go_back(self, state: TrainState) -> None:
+        reached = self.guard_until = state.step
+        pulse.mark("saving", state.step)
+        self.hooks.restore(state)
+        self._start_clocks(state)
+        self.hooks.tell("restored", step=reached, to=state.step)
+
+    def _describe(self, loss: float, grad_norm: float, step: int) -> TrainingError:
         rows = self.plan.rows(step - 1)
-        raise TrainingError(
-            f"the loss or gradient of step {step} is not finite (loss {loss:g}, gradient norm {float(grad_norm):g})",
-            where=f"train rows {', '.join(map(str, rows[:5]))}, ... ({len(rows)} rows)",
-            fix="lower optim.peak_lr, set train.grad_clip, or look for extreme values in those rows",
+        return TrainingError(
+            f"the loss or gradient of step {step} is not finite (loss {loss:g}, gradient norm {grad_norm:g})",
+            where=f"train rows {', '.join(map(str, rows[:SHOWN_ROWS]))}, ... ({len(rows)} rows)",
+            fix="lower optim.peak_lr, set train.grad_clip, look for extreme values in those rows, or go past them: "
+            "train.non_finite=skip or restore",
         )
 
     def _log(self, loss: Tensor, grad_norm: Tensor, state: TrainState) -> None:
         now_s = time.monotonic()
         value = float(self.gradients.global_loss(loss))  # every rank: collective
-        if not math.isfinite(value):
-            self._refuse(value, grad_norm, state.step)
+        if not math.isfinite(value) and self.last_update is not None:
+            raise self._describe(value, float(grad_norm), state.step)
         steps = state.step - self.logged_step
         rows = steps * self.plan.num_rows / self.plan.steps_per_epoch
         self.hooks.log(
@@ -173,6 +258,7 @@ class Trainer:
 
     def _evaluate(self, state: TrainState) -> None:
         started_s = time.monotonic()
+        pulse.mark("evaluate", state.step)
         state.elapsed_s = self._elapsed_s()
         self.model.eval()
         value = self.hooks.evaluate(state)
@@ -195,10 +281,16 @@ class Trainer:
         if state.step % self.agree_steps == 0:
             out_of_time = self.config.train.max_time is not None and self._elapsed_s() >= self.config.train.max_time
             timed_save = every_s is not None and time.monotonic() - self.saved_s >= every_s
-            stop, timed_out, timed_save = self.runtime.any_rank(self.hooks.stop_requested(), out_of_time, timed_save)
+            stop, timed_out, timed_save, must_end = self.runtime.any_rank(
+                self.hooks.stop_requested(), out_of_time, timed_save, self.hooks.must_end()
+            )
+            if must_end:
+                self._settle(state)
             is_due = is_due or timed_save
             if timed_out and not state.finished:
                 if state.step % self.eval_steps:
+                    if not self._is_whole(state):
+                        return False
                     self._evaluate(state)
                 state.finished = state.finished or "max_time"
         state.elapsed_s = self._elapsed_s()

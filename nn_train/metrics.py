@@ -5,16 +5,18 @@ choose the best weights by default are its formulas written out, with the same b
 waits for the import.
 
 Conventions: B rows, C classes. `y` holds class codes (B,) or values in the target's own unit (B,);
-`prediction` holds the positive class's probability (B,), every class's probability (B, C), or
-values (B,). A metric that is not defined for the rows at hand is NaN.
+`prediction` holds the positive class's probability (B,), every class's probability (B, C),
+values (B,), or sorted values of quantiles (B, Q). A metric that is not defined for the rows at hand is NaN.
 """
 
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nn_train.costs import cheapest, mean_cost
 from nn_train.errors import ConfigError
 from nn_train.schema import Task
 
@@ -31,10 +33,15 @@ else:
     sk = _AtFirstUse()
 
 NAN = float("nan")
+OWN_METRIC = re.compile(r"-?[\w.]+:[\w.]+")  # module:function, a `-` in front where less is better
 LOWER_IS_BETTER = frozenset(
-    {"log_loss", "brier_score", "expected_calibration_error", "rmse", "mae", "median_absolute_error", "mape"}
+    {
+        *("log_loss", "brier_score", "expected_calibration_error", "mean_cost"),
+        *("rmse", "mae", "median_absolute_error", "mape", "pinball_loss", "interval_width"),
+    }
 )
 NUM_CALIBRATION_BINS = 15
+NUM_WORST_ROWS = 50  # that a report shows one by one
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -140,6 +147,8 @@ MULTICLASS_METRICS: dict[str, Metric] = {
     "top_2_accuracy": _top_2_accuracy,
     "expected_calibration_error": lambda y, p: expected_calibration_error((p.argmax(1) == y).astype(float), p.max(1)),
 }
+# Those of several classes that depend on the decided one alone.
+DECIDED_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "matthews_corrcoef")
 REGRESSION_METRICS: dict[str, Metric] = {
     "rmse": _rmse,
     "mae": lambda y, v: float(sk.mean_absolute_error(y, v)),
@@ -148,6 +157,11 @@ REGRESSION_METRICS: dict[str, Metric] = {
     "pearson_r": _pearson_r,
     "mape": lambda y, v: float(np.mean(np.abs((y - v) / y))) if (y > 0).all() else NAN,
 }
+QUANTILE_METRICS = (
+    "pinball_loss",
+    "interval_coverage",
+    "interval_width",
+)  # beside those of the middle quantile
 BY_TASK: dict[Task, dict[str, Metric]] = {
     "binary": SCORE_METRICS | DECISION_METRICS,
     "multiclass": MULTICLASS_METRICS,
@@ -155,21 +169,51 @@ BY_TASK: dict[Task, dict[str, Metric]] = {
 }
 
 
-def selection_metric(name: str, task: Task) -> str:
-    """The metric that chooses the best weights; `auto` is log-loss, or RMSE for numbers.
+def quantile_metrics(y: np.ndarray, values: np.ndarray, quantiles: Sequence[float]) -> dict[str, float]:
+    """How good values (B, Q) of quantiles are: the mean pinball loss, and the interval from the first to the last.
+
+    Its coverage, the share of the rows inside it, should be the distance of the two levels; NaN for a single quantile.
+    """
+    if not np.isfinite(values).all():
+        return dict.fromkeys(QUANTILE_METRICS, NAN)
+    levels, error = np.asarray(quantiles), y[:, None] - values
+    low, high = values[:, 0], values[:, -1]
+    is_interval = len(quantiles) > 1
+    return {
+        "pinball_loss": float(np.maximum(levels * error, (levels - 1) * error).mean()),
+        "interval_coverage": float(((low <= y) & (y <= high)).mean()) if is_interval else NAN,
+        "interval_width": float((high - low).mean()) if is_interval else NAN,
+    }
+
+
+def selection_metric(name: str, task: Task, *, quantiles: Sequence[float] = ()) -> str:
+    """The metric that chooses the best weights; `auto` is log-loss, or RMSE for numbers, or pinball loss for quantiles.
 
     Raises:
         ConfigError: the metric is not one of this task.
     """
+    if OWN_METRIC.fullmatch(name):
+        return own_metric_name(name)
+    if quantiles and name in ("auto", "pinball_loss"):
+        return "pinball_loss"
     if name == "auto":
         return "rmse" if task == "regression" else "log_loss"
     name = "f1_macro" if (name, task) == ("f1", "multiclass") else name
     if name not in BY_TASK[task]:
         raise ConfigError(
             f"train.selection_metric={name} is not a metric of a {task} task",
-            fix=f"one of {', '.join(BY_TASK[task])}",
+            fix="train.loss=quantile"
+            if (name, task) == ("pinball_loss", "regression")
+            else f"one of {', '.join(BY_TASK[task])}",
         )
     return name
+
+
+def own_metric_name(setting: str) -> str:
+    """The name of a metric of the user's in records: that of its function, `neg_` in front where less is better."""
+    name = re.split(r"[:.]", setting)[-1]
+    is_taken = any(name in known for known in BY_TASK.values()) or name in (*QUANTILE_METRICS, "loss")
+    return f"{'neg_' if setting.startswith('-') else ''}{'own_' if is_taken else ''}{name}"
 
 
 def is_better(name: str, value: float, best: float) -> bool:
@@ -179,20 +223,50 @@ def is_better(name: str, value: float, best: float) -> bool:
     return bool(np.isnan(best)) or (value < best if name in LOWER_IS_BETTER else value > best)
 
 
+def worst_first(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Positions of rows, those with the least probable true class or the largest residual first; ties in order.
+
+    `scores` holds the probability of every class (B, C), also where there are two, or values (B,).
+    """
+    return np.argsort(scores[np.arange(len(y)), y] if scores.ndim == 2 else -np.abs(y - scores), kind="stable")
+
+
 def metric_value(name: str, y: np.ndarray, prediction: np.ndarray, *, task: Task) -> float:
     """One metric of a split; decisions of a binary task are taken at a half."""
     cut = 0.5 if task == "binary" and name in DECISION_METRICS else None
     return _value(BY_TASK[task][name], y, prediction, cut)
 
 
-def compute_metrics(y: np.ndarray, prediction: np.ndarray, *, task: Task, threshold: float = 0.5) -> dict[str, float]:
-    """Every metric of the task. A binary task's decisions are at `threshold`, and at a half as `..._at_half`."""
-    if task != "binary":
-        return {name: _value(metric, y, prediction) for name, metric in BY_TASK[task].items()}
+def compute_metrics(
+    y: np.ndarray, prediction: np.ndarray, *, task: Task, threshold: float = 0.5, costs: np.ndarray | None = None
+) -> dict[str, float]:
+    """Every metric of the task. A binary task's decisions are at `threshold`, and at a half as `..._at_half`.
+
+    With `costs` (C, C) several classes are decided by the least expected cost, and `mean_cost` is that of a row.
+    """
+    if task == "regression":
+        return {name: _value(metric, y, prediction) for name, metric in REGRESSION_METRICS.items()}
+    if task == "multiclass":
+        return _multiclass_metrics(y, prediction, costs)
     values = {name: _value(metric, y, prediction) for name, metric in SCORE_METRICS.items()}
     for suffix, cut in (("", threshold), ("_at_half", 0.5)):
         values |= {f"{name}{suffix}": _value(metric, y, prediction, cut) for name, metric in DECISION_METRICS.items()}
+    if costs is not None:
+        values["mean_cost"] = _value(lambda y, d: mean_cost(y, d, costs), y, prediction, threshold)
     return values
+
+
+def _multiclass_metrics(y: np.ndarray, p: np.ndarray, costs: np.ndarray | None) -> dict[str, float]:
+    if costs is None or not np.isfinite(p).all():
+        values = {name: _value(metric, y, p) for name, metric in MULTICLASS_METRICS.items()}
+        return values if costs is None else values | {"mean_cost": NAN}
+    chosen = cheapest(p, costs)
+    decided = np.eye(len(costs))[chosen]
+    values = {
+        name: _value(metric, y, decided if name in DECIDED_METRICS else p)
+        for name, metric in MULTICLASS_METRICS.items()
+    }
+    return values | {"mean_cost": mean_cost(y, chosen, costs)}
 
 
 def _value(metric: Metric, y: np.ndarray, prediction: np.ndarray, cut: float | None = None) -> float:

@@ -27,13 +27,13 @@ class OverfitResult:
 
 
 def overfit_one_batch(model: nn.Module, batch: Batch, *, objective: Objective, optim: OptimConfig) -> OverfitResult:
-    """Train `model` in place on one batch, without dropout; on one process, without collectives."""
+    """Train `model` in place on one batch, without dropout, weights and label smoothing; on one process, alone."""
     model.eval()  # switches dropout off; gradients flow all the same
     optimizer = build_optimizer(model, optim)
     losses = []
     for _ in range(NUM_STEPS):
         optimizer.zero_grad(set_to_none=True)
-        loss = objective.loss_sum(model(batch.x_num, batch.x_cat), batch.y) / len(batch.y)
+        loss = objective.plain.loss_sum(model(batch.x_num, batch.x_cat), batch.y) / len(batch.y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -9,26 +9,31 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
-from filelock import FileLock
+from filelock import AcquireReturnProxy, BaseFileLock, FileLock, Timeout
 from torch import Tensor
+
+from nn_train.pulse import pulse
 
 DONE_FILE = "complete"
 ROWS_FILE = "rows.arrow"
 TRUTH_FILE = "truth.parquet"
+TEST_FILE = "test_features.parquet"  # of the test rows alone: what the report shows of the worst of them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows on the device: x_num (B, N) float32, x_cat (B, C) int64, y (B,)."""
+    """Rows on the device: x_num (B, N) float32, x_cat (B, C) int64, y (B,), weight (B,) float32 if rows have one."""
 
     x_num: Tensor
     x_cat: Tensor
     y: Tensor
+    weight: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,7 @@ class ResidentRows:
     x_num: Tensor
     x_cat: Tensor
     y: Tensor
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -48,11 +54,17 @@ class ResidentRows:
             x_num=self.x_num.index_select(0, positions),
             x_cat=self.x_cat.index_select(0, positions),
             y=self.y.index_select(0, positions),
+            weight=None if self.weight is None else self.weight.index_select(0, positions),
         )
 
     def slice(self, start: int, stop: int) -> Batch:
         """Neighbouring rows, without a copy."""
-        return Batch(x_num=self.x_num[start:stop], x_cat=self.x_cat[start:stop], y=self.y[start:stop])
+        return Batch(
+            x_num=self.x_num[start:stop],
+            x_cat=self.x_cat[start:stop],
+            y=self.y[start:stop],
+            weight=None if self.weight is None else self.weight[start:stop],
+        )
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
@@ -66,7 +78,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     if (folder / DONE_FILE).exists():
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with _acquire(FileLock(f"{folder}.lock")):
         if (folder / DONE_FILE).exists():
             return False
         temporary = folder.with_name(f".{folder.name}.building")  # the lock makes it this process's own
@@ -82,6 +94,13 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     return True
 
 
+def _acquire(lock: BaseFileLock) -> AcquireReturnProxy:
+    while True:
+        pulse.beat()  # the one that is waited for ends, or the watchdog ends it
+        with suppress(Timeout):
+            return lock.acquire(timeout=1.0)
+
+
 def load_rows(folder: Path, positions: np.ndarray, *, device: torch.device) -> ResidentRows:
     """Read the packed rows at `positions` (in that order) onto the device."""
     with pa.memory_map(str(folder / ROWS_FILE)) as source:  # as `datasets` opens it, without its import
@@ -94,8 +113,12 @@ def load_rows(folder: Path, positions: np.ndarray, *, device: torch.device) -> R
         array = table.column(name).combine_chunks()
         return np.from_dlpack(array.flatten()).reshape(len(array), -1)[positions]
 
+    def numbers(name: str) -> Tensor:
+        return torch.from_numpy(np.from_dlpack(table.column(name).combine_chunks())[positions]).to(device)
+
     return ResidentRows(
         x_num=torch.from_numpy(lists("x_num", np.float32)).to(device),
         x_cat=torch.from_numpy(lists("x_cat", np.int32)).to(device, torch.int64),
-        y=torch.from_numpy(np.from_dlpack(table.column("y").combine_chunks())[positions]).to(device),
+        y=numbers("y"),
+        weight=numbers("weight") if "weight" in table.column_names else None,
     )

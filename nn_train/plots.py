@@ -4,14 +4,19 @@ Text from the data goes through `label` before it is drawn.
 """
 
 import dataclasses
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+
+from nn_train.calibration import before_temperature
+from nn_train.curves import Curve, unbend
 
 # Okabe-Ito: told apart with every kind of colour vision; paper: a light card that sits on light and dark pages.
 BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW = "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #D55E00 #B59F00".split()
@@ -21,21 +26,31 @@ SPLIT_COLOURS = {"train": BLUE, "val": ORANGE, "test": GREEN}
 # 5.2 inches wide: at 360 px, a phone, 10 pt text is still about 10 px high.
 SIZE = (5.2, 3.9)
 NUM_CALIBRATION_BINS = 15
+MOST_RELIABILITY_ROWS = 50_000  # of a picture; to undo the curves of several classes takes its time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A figure; `title` says what is seen, `numbers` the key numbers in words, `hint` how to read it."""
+    """A figure; `title` says what is seen, `numbers` the key numbers in words, `hint` how to read it.
+
+    `table` holds what is drawn, column by column; empty where a table of the page does so already.
+    """
 
     figure: Figure
     title: str
     numbers: str
     hint: str = ""
+    table: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def alt(self) -> str:
         """The picture in words."""
-        return f"{self.title}. {self.numbers}".replace(r"\$", "$")
+        return f"{self.caption}. {self.numbers}".replace(r"\$", "$")
+
+    @property
+    def caption(self) -> str:
+        """The title as plain text."""
+        return self.title.replace(r"\$", "$")
 
 
 def label(text: object, width: int = 24) -> str:
@@ -57,7 +72,7 @@ def build_figure(
     """A figure with its title and one styled panel above the other."""
     figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)
-    text = textwrap.fill(title, int(size[0] * 9.4))
+    text = textwrap.fill(re.sub(r"(\d) %", "\\1\u00a0%", title), int(size[0] * 9.4), break_on_hyphens=False)
     figure.suptitle(text, x=0.02, ha="left", fontsize=12, fontweight="bold", color=INK)
     panels = list(figure.subplots(rows, 1, squeeze=False, height_ratios=ratios)[:, 0])
     for axes in panels:
@@ -105,15 +120,51 @@ def calibration_error(p: np.ndarray, hit: np.ndarray) -> float:
     return float(np.average(np.abs(mean_p - share), weights=rows))
 
 
-def draw_reliability(before: np.ndarray, after: np.ndarray, hit: np.ndarray, *, xlabel: str) -> Plot:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How probabilities were calibrated, by metrics.json: enough to say what they were before."""
+
+    kind: str
+    temperature: float = 1.0
+    curves: tuple[Curve, ...] = ()
+
+    @classmethod
+    def read(cls, decision: Mapping[str, Any]) -> "Calibration":
+        """From the `decision` of metrics.json; one of an older version knows temperatures alone."""
+        curves = tuple((tuple(x), tuple(y)) for x, y in decision.get("curves") or ())
+        kind = decision.get("calibration") or "temperature"
+        return cls(kind=kind, temperature=decision.get("temperature") or 1.0, curves=curves)
+
+    def undo(self, p: np.ndarray) -> np.ndarray:
+        """The probabilities before: of the positive class (N,), or of every class (N, K)."""
+        return before_temperature(unbend(p, self.curves) if self.curves else p, self.temperature)
+
+
+def draw_reliability(
+    before: np.ndarray, after: np.ndarray, hit: np.ndarray, *, xlabel: str, calibration: Calibration
+) -> Plot:
     """Share of hits against probability, before and after calibration, over a histogram of the probabilities."""
     error_before, error_after = calibration_error(before, hit), calibration_error(after, hit)
-    title = f"Calibration error {percent(error_before)} before, {percent(error_after)} after scaling"
+    words = {"temperature": "temperature scaling", "isotonic": "isotonic calibration"}
+    curves = [("before", before, error_before, ORANGE), ("after", after, error_after, BLUE)]
+    if calibration.kind in words:
+        title = f"Calibration error {percent(error_before)} before, {percent(error_after)} after "
+        title += words[calibration.kind]
+    else:
+        title, curves = (
+            f"Calibration error {percent(error_after)}, without any calibration",
+            [("as it is", *curves[1][1:])],
+        )
     figure, (upper, lower) = build_figure(title, size=(SIZE[0], 4.9), rows=2, ratios=(3.2, 1))
     upper.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1.2, label="perfect")
     scores = []
-    for name, p, error, colour in (("before", before, error_before, ORANGE), ("after", after, error_after, BLUE)):
-        mean_p, share, _ = reliability_bins(p, hit)
+    table: dict[str, list[Any]] = {
+        "calibration": [], "mean probability": [], "share of rows that are so": [], "rows": []
+    }  # fmt: skip
+    for name, p, error, colour in curves:
+        mean_p, share, rows = reliability_bins(p, hit)
+        for values, of_name in zip(table.values(), ([name] * len(rows), mean_p, share, rows), strict=True):
+            values.extend(of_name)
         scores.append(f"{name}: Brier {np.mean((p - hit) ** 2):.4f}, ECE {error:.4f}")
         upper.plot(mean_p, share, color=colour, marker="o", markersize=5, linewidth=1.8, label=scores[-1])
         lower.hist(p, bins=NUM_CALIBRATION_BINS, range=(0, 1), histtype="step", color=colour, linewidth=1.6)
@@ -124,7 +175,16 @@ def draw_reliability(before: np.ndarray, after: np.ndarray, hit: np.ndarray, *, 
     lower.yaxis.set_major_formatter("{x:,.0f}")
     add_legend(upper, loc="upper left")
     hint = f"On the diagonal, 80 % means right 8 times in 10. ECE over {NUM_CALIBRATION_BINS} bins of equal width."
-    return Plot(figure=figure, title=title, numbers=f"{'; '.join(scores)}.", hint=hint)
+    if len(hit) == MOST_RELIABILITY_ROWS:
+        hint += f" Of {MOST_RELIABILITY_ROWS:,} rows, evenly spread."
+    return Plot(figure=figure, title=title, numbers=f"{'; '.join(scores)}.", hint=hint, table=table)
+
+
+def spread(values: np.ndarray) -> np.ndarray:
+    """At most MOST_RELIABILITY_ROWS rows, evenly spread over all."""
+    if len(values) <= MOST_RELIABILITY_ROWS:
+        return values
+    return values[np.linspace(0, len(values) - 1, MOST_RELIABILITY_ROWS).round().astype(int)]
 
 
 def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray, unit: str) -> None:
@@ -138,6 +198,11 @@ def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray, unit: str) 
         text = {"both": f"{count:,}\n{per_cent}", "counts": f"{count:,}", "shares": f"{100 * share:.0f}"}[unit]
         colour = PAPER if share > 0.55 else INK
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+
+
+def confusion_table(counts: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """A confusion matrix as columns: the true class, and the rows of each predicted one."""
+    return {"true class": list(names)} | {f"predicted {name}": counts[:, at] for at, name in enumerate(names)}
 
 
 def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str, unit: str) -> Figure:

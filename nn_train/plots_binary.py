@@ -1,6 +1,7 @@
 """Pictures of a binary task: probabilities and true classes in, figures out. Legend: N rows of a split."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,14 +16,17 @@ from nn_train.plots import (
     PINK,
     RED,
     SKY,
+    Calibration,
     Plot,
     add_legend,
     build_figure,
+    confusion_table,
     draw_confusion,
     draw_reliability,
     label,
     percent,
     show_percent,
+    spread,
 )
 from nn_train.schema import TargetSpec
 
@@ -38,7 +42,8 @@ class BinaryScores:
     p_val: np.ndarray
     threshold: float
     threshold_metric: str
-    temperature: float
+    calibration: Calibration
+    has_costs: bool
 
     @property
     def positive(self) -> str:
@@ -60,7 +65,8 @@ def build_scores(test: pd.DataFrame, val: pd.DataFrame, target: TargetSpec, deci
         p_val=val[column].to_numpy(float),
         threshold=decision.get("threshold", 0.5),
         threshold_metric=str(decision.get("threshold_metric", "f1")),
-        temperature=decision.get("temperature") or 1.0,
+        calibration=Calibration.read(decision),
+        has_costs=bool(decision.get("costs")),
     )
 
 
@@ -99,7 +105,13 @@ def roc(scores: BinaryScores) -> Plot:
     axes.set(xlabel="false-positive rate", ylabel="true-positive rate (recall)", xlim=(-0.01, 1), ylim=(0, 1.02))
     show_percent(axes)
     add_legend(axes, loc="lower right")
-    return Plot(figure=figure, title=title, numbers=f"ROC AUC {area:.4f}.", hint="Up and to the left is better.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=f"ROC AUC {area:.4f}.",
+        hint="Up and to the left is better.",
+        table={"false-positive rate": fpr, "true-positive rate": tpr},
+    )
 
 
 def precision_recall(scores: BinaryScores) -> Plot:
@@ -114,14 +126,20 @@ def precision_recall(scores: BinaryScores) -> Plot:
     show_percent(axes)
     add_legend(axes, loc="best")
     numbers = f"Average precision {area:.4f}, prevalence {percent(prevalence)}."
-    return Plot(figure=figure, title=title, numbers=numbers, hint="Up and to the right is better.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=numbers,
+        hint="Up and to the right is better.",
+        table={"recall": recall, "precision": precision},
+    )
 
 
 def reliability(scores: BinaryScores) -> Plot:
-    """Share of positives against probability, before and after temperature scaling."""
-    p = np.clip(scores.p, 1e-12, 1 - 1e-12)
-    before = 1 / (1 + np.exp(-np.log(p / (1 - p)) * scores.temperature))
-    return draw_reliability(before, scores.p, scores.y, xlabel=f"probability of '{scores.positive}'")
+    """Share of positives against probability, before and after calibration."""
+    p, y = spread(scores.p), spread(scores.y)
+    before = scores.calibration.undo(p)
+    return draw_reliability(before, p, y, xlabel=f"probability of '{scores.positive}'", calibration=scores.calibration)
 
 
 def score_distribution(scores: BinaryScores) -> Plot:
@@ -130,8 +148,11 @@ def score_distribution(scores: BinaryScores) -> Plot:
     medians = [float(np.median(scores.p[scores.y == side])) for side in (0, 1)]
     title = f"Median probability {medians[1]:.2f} for '{scores.positive}', {medians[0]:.2f} for '{negative}'"
     figure, (axes,) = build_figure(title)
+    deciles = np.linspace(0, 1, 11)
+    table: dict[str, Any] = {"share of the class's rows below": [f"{share:.0%}" for share in deciles]}
     for side, name, colour in ((0, negative, ORANGE), (1, scores.positive, BLUE)):
         p = scores.p[scores.y == side]
+        table[f"probability, true '{scores.target.classes[side]}'"] = np.quantile(p, deciles)
         axes.hist(
             p,
             bins=40,
@@ -146,7 +167,8 @@ def score_distribution(scores: BinaryScores) -> Plot:
     show_percent(axes)
     add_legend(axes, loc="best")
     numbers = f"Median probability {medians[1]:.3f} of positives, {medians[0]:.3f} of negatives."
-    return Plot(figure=figure, title=title, numbers=numbers, hint="The less the two overlap, the better.")
+    hint = "The less the two overlap, the better."
+    return Plot(figure=figure, title=title, numbers=numbers, hint=hint, table=table)
 
 
 def _confusion(scores: BinaryScores, threshold: float, name: str) -> Plot:
@@ -158,7 +180,13 @@ def _confusion(scores: BinaryScores, threshold: float, name: str) -> Plot:
         f"True negatives {negatives[0]:,}, false positives {negatives[1]:,}, "
         f"false negatives {positives[0]:,}, true positives {positives[1]:,}."
     )
-    return Plot(figure=figure, title=title, numbers=numbers, hint="Rows, and their share of the true class.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=numbers,
+        hint="Rows, and their share of the true class.",
+        table=confusion_table(counts, scores.target.classes),
+    )
 
 
 def confusion_at_half(scores: BinaryScores) -> Plot:
@@ -167,8 +195,8 @@ def confusion_at_half(scores: BinaryScores) -> Plot:
 
 
 def confusion_at_threshold(scores: BinaryScores) -> Plot:
-    """Confusion matrix at the threshold chosen on the validation rows."""
-    return _confusion(scores, scores.threshold, "the tuned threshold")
+    """Confusion matrix at the threshold chosen on the validation rows, or by costs."""
+    return _confusion(scores, scores.threshold, "the threshold of costs" if scores.has_costs else "the tuned threshold")
 
 
 def metrics_by_threshold(scores: BinaryScores) -> Plot | None:
@@ -184,8 +212,11 @@ def metrics_by_threshold(scores: BinaryScores) -> Plot | None:
         "precision": precision,
         "recall": recall,
     }
-    metric = scores.threshold_metric.replace("_", " ")
+    metric = scores.threshold_metric.replace("_", " ").replace("f1", "F1")
     title = f"Threshold {scores.threshold:.3g} is best for validation {metric}"
+    if metric == "no":
+        why = "has the least expected cost" if scores.has_costs else "was chosen beforehand"
+        title = f"Threshold {scores.threshold:.3g} {why}"
     figure, (axes,) = build_figure(title)
     for (name, values), colour in zip(curves.items(), (BLUE, GREEN, ORANGE, PINK), strict=True):
         axes.step(thresholds[1:], values[1:], where="pre", color=colour, linewidth=1.8, label=name)
@@ -196,7 +227,11 @@ def metrics_by_threshold(scores: BinaryScores) -> Plot | None:
     at = max(int(np.searchsorted(-thresholds, -scores.threshold, side="right")) - 1, 0)
     numbers = "At the tuned threshold: " + ", ".join(f"{name} {values[at]:.3f}" for name, values in curves.items())
     return Plot(
-        figure=figure, title=title, numbers=f"{numbers}.", hint="A flat top means that the choice matters little."
+        figure=figure,
+        title=title,
+        numbers=f"{numbers}.",
+        hint="A flat top means that the choice matters little.",
+        table={"threshold": thresholds[1:]} | {name: values[1:] for name, values in curves.items()},
     )
 
 
@@ -215,7 +250,13 @@ def cumulative_gains(scores: BinaryScores) -> Plot:
     show_percent(axes)
     add_legend(axes, loc="lower right")
     shares = ", ".join(f"top {t:.0%}: {percent(np.interp(t, taken, found))}" for t in (0.1, 0.2, 0.5))
-    return Plot(figure=figure, title=title, numbers=f"Found in the {shares}.", hint="Rows by falling probability.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=f"Found in the {shares}.",
+        hint="Rows by falling probability.",
+        table={"share of rows taken": taken, f"share of '{scores.positive}' found": found},
+    )
 
 
 def lift_by_decile(scores: BinaryScores) -> Plot:
@@ -231,7 +272,13 @@ def lift_by_decile(scores: BinaryScores) -> Plot:
     axes.set(xlabel="tenth of the rows, highest probability first", ylabel="lift (1 = average)", xticks=range(1, 11))
     axes.grid(visible=False, axis="x")
     numbers = "Lift by tenth: " + ", ".join(f"{lift:.2f}" for lift in lifts)
-    return Plot(figure=figure, title=title, numbers=f"{numbers}.", hint="Bars should fall from left to right.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=f"{numbers}.",
+        hint="Bars should fall from left to right.",
+        table={"tenth of the rows": range(1, 11), "lift": lifts},
+    )
 
 
 def kolmogorov_smirnov(scores: BinaryScores) -> Plot:
@@ -252,4 +299,11 @@ def kolmogorov_smirnov(scores: BinaryScores) -> Plot:
     axes.grid(color=GRID)
     show_percent(axes)
     add_legend(axes, loc="best")
-    return Plot(figure=figure, title=title, numbers=f"KS statistic {gap:.4f}.", hint="The wider the gap, the better.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=f"KS statistic {gap:.4f}.",
+        hint="The wider the gap, the better.",
+        table={"probability": thresholds[1:]}
+        | {f"share of '{name}' below": share[1:] for name, share in below.items()},
+    )

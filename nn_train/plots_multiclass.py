@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,11 @@ from nn_train.plots import (
     MUTED,
     ORANGE,
     SIZE,
+    Calibration,
     Plot,
     build_figure,
     calibration_error,
+    confusion_table,
     draw_confusion,
     draw_reliability,
     label,
@@ -26,6 +29,7 @@ from nn_train.plots import (
     percent,
     reliability_bins,
     show_percent,
+    spread,
 )
 from nn_train.plots_binary import precision_recall_curve, roc_curve
 from nn_train.schema import TargetSpec
@@ -42,7 +46,7 @@ class MulticlassScores:
     y_N: np.ndarray
     prediction_N: np.ndarray
     p_NK: np.ndarray
-    temperature: float
+    calibration: Calibration
 
     @property
     def confusion_KK(self) -> np.ndarray:
@@ -73,7 +77,7 @@ def build_scores(test: pd.DataFrame, val: pd.DataFrame, target: TargetSpec, deci
         y_N=codes["target"].to_numpy(int),
         prediction_N=codes["prediction"].to_numpy(int),
         p_NK=test[[f"p_{name}" for name in target.classes]].to_numpy(float),
-        temperature=decision.get("temperature") or 1.0,
+        calibration=Calibration.read(decision),
     )
 
 
@@ -93,16 +97,29 @@ def class_scores(scores: MulticlassScores) -> pd.DataFrame:
     return table.iloc[order].reset_index(drop=True)
 
 
+def _columns(table: pd.DataFrame) -> dict[str, pd.Series]:
+    return {str(name): table[name] for name in table}
+
+
 def _confusion(scores: MulticlassScores, unit: str, title: str) -> Plot:
     order = scores.by_support[:MOST_CLASSES]
     names = [scores.target.classes[place] for place in order]
-    figure = draw_confusion(scores.confusion_KK[np.ix_(order, order)], names, title, unit)
+    counts = scores.confusion_KK[np.ix_(order, order)]
+    figure = draw_confusion(counts, names, title, unit)
     shown = (
         f"the {MOST_CLASSES} largest of {len(scores.by_support)}" if len(scores.by_support) > MOST_CLASSES else "all"
     )
     hint = f"Classes by falling number of rows, {shown} shown. Colour: share of the true class."
     right = int(np.trace(scores.confusion_KK))
-    return Plot(figure=figure, title=title, numbers=f"{right:,} of {len(scores.y_N):,} test rows right.", hint=hint)
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=f"{right:,} of {len(scores.y_N):,} test rows right.",
+        hint=hint,
+        table=confusion_table(
+            counts if unit == "counts" else counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), names
+        ),
+    )
 
 
 def confusion_counts(scores: MulticlassScores) -> Plot:
@@ -137,7 +154,8 @@ def per_class_scores(scores: MulticlassScores) -> Plot:
     axes.set(xlabel="score", xlim=(-0.03, 1.03), ylabel="class (test rows)")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9.5, frameon=False)
     numbers = f"Macro F1 {table['f1'].mean():.4f} over {len(table)} classes."
-    return Plot(figure=figure, title=title, numbers=numbers, hint="The number of test rows is in brackets.")
+    hint = "The number of test rows is in brackets."
+    return Plot(figure=figure, title=title, numbers=numbers, hint=hint, table=_columns(table))
 
 
 def _one_vs_rest(scores: MulticlassScores, curve: Callable, word: str) -> tuple[list, str, str]:
@@ -149,6 +167,17 @@ def _one_vs_rest(scores: MulticlassScores, curve: Callable, word: str) -> tuple[
     numbers = f"{word}: " + ", ".join(f"'{name}' {area:.3f}" for name, _, _, area in curves) + "."
     lowest = min(curves, key=lambda entry: entry[3])
     return curves, f"Lowest {word}: {lowest[3]:.3f}, class '{label(lowest[0])}' against the rest", numbers
+
+
+def _curve_table(curves: list, x: str, y: str) -> dict[str, Any]:
+    """Every curve read off at the same eleven places."""
+    at = np.linspace(0, 1, 11)
+
+    def read(xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+        order = np.argsort(xs, kind="stable")
+        return np.interp(at, xs[order], ys[order], left=np.nan, right=np.nan)
+
+    return {x: at} | {f"{y}, '{name}'": read(xs, ys) for name, xs, ys, _ in curves}
 
 
 def _draw_curves(curves: list, title: str, xlabel: str, ylabel: str) -> tuple:
@@ -166,7 +195,13 @@ def one_vs_rest_roc(scores: MulticlassScores) -> Plot:
     curves, title, numbers = _one_vs_rest(scores, roc_curve, "ROC AUC")
     figure, axes = _draw_curves(curves, title, "false-positive rate", "true-positive rate")
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1.2)
-    return Plot(figure=figure, title=title, numbers=numbers, hint=f"At most {MOST_CURVES} classes, with their areas.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=numbers,
+        hint=f"At most {MOST_CURVES} classes, with their areas.",
+        table=_curve_table(curves, "false-positive rate", "true-positive rate"),
+    )
 
 
 def one_vs_rest_precision_recall(scores: MulticlassScores) -> Plot:
@@ -174,7 +209,11 @@ def one_vs_rest_precision_recall(scores: MulticlassScores) -> Plot:
     curves, title, numbers = _one_vs_rest(scores, precision_recall_curve, "average precision")
     figure, _ = _draw_curves(curves, title, "recall", "precision")
     return Plot(
-        figure=figure, title=title, numbers=numbers, hint=f"At most {MOST_CURVES} classes, with their averages."
+        figure=figure,
+        title=title,
+        numbers=numbers,
+        hint=f"At most {MOST_CURVES} classes, with their averages.",
+        table=_curve_table(curves, "recall", "precision"),
     )
 
 
@@ -196,17 +235,20 @@ def top_k_accuracy(scores: MulticlassScores) -> Plot:
     show_percent(axes, "y")
     numbers = ", ".join(f"top {k}: {percent(share)}" for k, share in zip(ks, shares, strict=True))
     return Plot(
-        figure=figure, title=title, numbers=f"{numbers}.", hint="Top 1 is the accuracy of the most probable class."
+        figure=figure,
+        title=title,
+        numbers=f"{numbers}.",
+        hint="Top 1 is the accuracy of the most probable class.",
+        table={"k": ks, "share of rows": shares},
     )
 
 
 def reliability(scores: MulticlassScores) -> Plot:
-    """Share of right rows against the highest probability, before and after temperature scaling."""
-    logits = np.log(np.clip(scores.p_NK, 1e-12, None)) * scores.temperature
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    before = (powers / powers.sum(axis=1, keepdims=True)).max(axis=1)
-    hit = (scores.p_NK.argmax(axis=1) == scores.y_N).astype(float)
-    return draw_reliability(before, scores.p_NK.max(axis=1), hit, xlabel="highest probability")
+    """Share of right rows against the highest probability, before and after calibration."""
+    p_NK, y_N = spread(scores.p_NK), spread(scores.y_N)
+    before = scores.calibration.undo(p_NK).max(axis=1)
+    hit = (p_NK.argmax(axis=1) == y_N).astype(float)
+    return draw_reliability(before, p_NK.max(axis=1), hit, xlabel="highest probability", calibration=scores.calibration)
 
 
 def class_calibration(scores: MulticlassScores) -> Plot:
@@ -226,7 +268,13 @@ def class_calibration(scores: MulticlassScores) -> Plot:
     numbers = "Calibration error: " + ", ".join(
         f"'{name}' {errors[p]:.3f}" for p, name in zip(places, names, strict=True)
     )
-    return Plot(figure=figure, title=title, numbers=f"{numbers}.", hint="Dashed: perfect. With each class its error.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=f"{numbers}.",
+        hint="Dashed: perfect. With each class its error.",
+        table=_curve_table(curves, "probability of the class", "share"),
+    )
 
 
 def frequency_vs_f1(scores: MulticlassScores) -> Plot:
@@ -246,7 +294,13 @@ def frequency_vs_f1(scores: MulticlassScores) -> Plot:
         axes.annotate(
             label(row["class"], 14), (row["rows"], row["f1"]), xytext=(6, 4), textcoords="offset points", fontsize=9
         )
-    return Plot(figure=figure, title=title, numbers=f"{len(table)} classes.", hint="The three worst classes are named.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=f"{len(table)} classes.",
+        hint="The three worst classes are named.",
+        table=_columns(table[["class", "rows", "f1"]]),
+    )
 
 
 def confused_pairs(scores: MulticlassScores) -> Plot | None:
@@ -267,4 +321,13 @@ def confused_pairs(scores: MulticlassScores) -> Plot | None:
     axes.set(xlabel="test rows")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     numbers = "; ".join(f"{name}: {count:,}" for name, (count, _, _) in zip(names, pairs, strict=True))
-    return Plot(figure=figure, title=title, numbers=f"{numbers}.", hint="True class → predicted class.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=f"{numbers}.",
+        hint="True class → predicted class.",
+        table={
+            "true → predicted": [f"{scores.target.classes[a]} → {scores.target.classes[b]}" for _, a, b in pairs],
+            "test rows": [count for count, _, _ in pairs],
+        },
+    )

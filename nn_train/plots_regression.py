@@ -12,6 +12,7 @@ from nn_train.schema import TargetSpec
 
 # Above this many rows dots hide one another, and a density is drawn.
 MOST_DOTS = 1500
+NUM_BARS = 40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,15 @@ def predicted_vs_true(scores: RegressionScores) -> Plot:
     axes.plot(ends, ends, color=RED, linestyle="--", linewidth=1.4, label="perfect")
     axes.set(xlabel=f"true {scores.name}", ylabel=f"predicted {scores.name}")
     add_legend(axes, loc="upper left")
+    tenths = [rows for rows in np.array_split(np.argsort(scores.y, kind="stable"), 10) if len(rows)]
+    table = {
+        "mean true value of a tenth": [scores.y[rows].mean() for rows in tenths],
+        "mean prediction": [scores.prediction[rows].mean() for rows in tenths],
+        "rows": list(map(len, tenths)),
+    }
     numbers = f"R² {r2:.4f}, RMSE {np.sqrt(np.mean(scores.residual**2)):.4g}, {len(scores.y):,} test rows."
-    return Plot(figure=figure, title=title, numbers=numbers, hint="On the dashed line, prediction and truth agree.")
+    hint = "On the dashed line, prediction and truth agree."
+    return Plot(figure=figure, title=title, numbers=numbers, hint=hint, table=table)
 
 
 def residual_vs_predicted(scores: RegressionScores) -> Plot:
@@ -82,7 +90,13 @@ def residual_vs_predicted(scores: RegressionScores) -> Plot:
     axes.set(xlabel=f"predicted {scores.name}", ylabel="residual (true − predicted)")
     add_legend(axes, loc="best")
     numbers = f"Mean residual {bias:.4g}, median {np.median(scores.residual):.4g}."
-    return Plot(figure=figure, title=title, numbers=numbers, hint="A red line far from zero is a systematic error.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=numbers,
+        hint="A red line far from zero is a systematic error.",
+        table={"median prediction of a tenth": centres, "median residual": medians, "rows": list(map(len, tenths))},
+    )
 
 
 def residual_histogram(scores: RegressionScores) -> Plot:
@@ -92,8 +106,8 @@ def residual_histogram(scores: RegressionScores) -> Plot:
     title = f"Nine in ten errors are below {within:.4g}"
     figure, (axes,) = build_figure(title)
     low, high = np.quantile(residual, (0.001, 0.999))
-    _, edges, _ = axes.hist(
-        residual, bins=40, range=(low, high) if low < high else None, color=BLUE, alpha=0.75, label="test rows"
+    counts, edges, _ = axes.hist(
+        residual, bins=NUM_BARS, range=(low, high) if low < high else None, color=BLUE, alpha=0.75, label="test rows"
     )
     deviation = float(residual.std())
     if deviation > 0:
@@ -105,7 +119,12 @@ def residual_histogram(scores: RegressionScores) -> Plot:
     axes.yaxis.set_major_formatter("{x:,.0f}")
     add_legend(axes, loc="best")
     numbers = f"90 % of absolute residuals are below {within:.4g}; standard deviation {deviation:.4g}."
-    return Plot(figure=figure, title=title, numbers=numbers, hint="The outermost 0.2 % are cut off.")
+    table = {
+        "residual": [f"{edges[at]:.4g} to {edges[at + 4]:.4g}" for at in range(0, NUM_BARS, 4)],
+        "rows": [int(np.sum(counts[at : at + 4])) for at in range(0, NUM_BARS, 4)],
+    }
+    hint = "The outermost 0.2 % are cut off."
+    return Plot(figure=figure, title=title, numbers=numbers, hint=hint, table=table)
 
 
 def residual_quantiles(scores: RegressionScores) -> Plot:
@@ -123,7 +142,13 @@ def residual_quantiles(scores: RegressionScores) -> Plot:
     axes.set(xlabel="normal quantile (deviations)", ylabel="residual quantile")
     add_legend(axes, loc="upper left")
     numbers = f"{percent(far)} of residuals are beyond three standard deviations."
-    return Plot(figure=figure, title=title, numbers=numbers, hint="Ends that leave the line are heavy tails.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=numbers,
+        hint="Ends that leave the line are heavy tails.",
+        table={"share of rows below": shares, "normal quantile": normal, "residual quantile": actual},
+    )
 
 
 def error_by_decile(scores: RegressionScores) -> Plot:
@@ -142,4 +167,10 @@ def error_by_decile(scores: RegressionScores) -> Plot:
     axes.set(xlabel="mean absolute error", ylabel=f"tenth of true {scores.name}")
     add_legend(axes, loc="best")
     numbers = "Mean absolute error by tenth: " + ", ".join(f"{error:.4g}" for error in errors)
-    return Plot(figure=figure, title=title, numbers=f"{numbers}.", hint="Tenths of the test rows by their true value.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=f"{numbers}.",
+        hint="Tenths of the test rows by their true value.",
+        table={f"true {scores.name}": names, "mean absolute error": errors, "rows": list(map(len, tenths))},
+    )

@@ -14,8 +14,11 @@ from matplotlib.ticker import MaxNLocator
 
 from nn_train.plots import (
     BLUE,
+    GREEN,
+    GRID,
     INK,
     MUTED,
+    ORANGE,
     PAPER,
     RED,
     SIZE,
@@ -29,8 +32,20 @@ from nn_train.plots import (
     percent,
     show_percent,
 )
+from nn_train.timeline import PARTS, describe_duration
 
-MOST_COLUMNS = 20
+PART_COLOURS = {
+    "preparing": SKY,
+    "training": BLUE,
+    "evaluating": GREEN,
+    "preparing_again": ORANGE,
+    "lost": RED,
+    "waiting": "#cbd0d8",
+    "other": MUTED,
+}
+MOST_NARROW_BARS = 8
+MOST_PAUSES = 3  # more of them are lines without words
+MOST_TICKS = 150  # checkpoints that lie closer to each other than the ticks would are one tick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +102,22 @@ def _draw_loss(history: History, column: str, unit: tuple[float, str], xlabel: s
         title=title,
         numbers=numbers,
         hint="Validation loss that rises while train loss falls is overfitting.",
+        table=_loss_table(history, column, unit, xlabel),
     )
+
+
+def _loss_table(history: History, column: str, unit: tuple[float, str], xlabel: str) -> dict[str, Any]:
+    """Validation losses where there are some, each beside the newest train loss; else the train losses."""
+    train = history.train if has_columns(history.train, column, "loss") else history.train.head(0)
+    if not has_columns(history.val, column, "loss"):
+        return {xlabel: train[column] / unit[0], "train loss": train["loss"]}
+    val = history.val.dropna(subset=[column, "loss"])
+    table: dict[str, Any] = {xlabel: val[column] / unit[0] if unit[0] != 1 else val[column]}
+    if len(train):
+        table["train loss"] = pd.merge_asof(
+            val[["step"]], train[["step", "loss"]].dropna(), on="step", direction="backward"
+        )["loss"]
+    return table | {"validation loss": val["loss"]}
 
 
 def loss_by_step(history: History) -> Plot | None:
@@ -124,7 +154,13 @@ def selection_by_step(history: History) -> Plot | None:
         axes.plot(best["step"], best[metric], "o", color=RED, markersize=9, markeredgecolor=PAPER, label="kept")
         add_legend(axes)
     numbers = f"{len(history.val)} evaluations; the kept weights have {name} {value:.4g}."
-    return Plot(figure=figure, title=title, numbers=numbers, hint="The kept weights are those of the marked step.")
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=numbers,
+        hint="The kept weights are those of the marked step.",
+        table={"step": history.val["step"], f"validation {name}": history.val[metric]},
+    )
 
 
 def learning_rate_by_step(history: History) -> Plot | None:
@@ -133,9 +169,13 @@ def learning_rate_by_step(history: History) -> Plot | None:
         return None
     rates = history.train["lr"].dropna()
     title = f"Learning rate peaks at {rates.max():.3g} and ends at {rates.iloc[-1]:.3g}"
-    figure, axes = _draw_line(history.train.dropna(subset=["lr"]), "lr", title, "learning rate")
+    shown = history.train.dropna(subset=["lr"])
+    figure, axes = _draw_line(shown, "lr", title, "learning rate")
     axes.set_ylim(0, rates.max() * 1.1 or 1)
-    return Plot(figure=figure, title=title, numbers=f"Between {rates.min():.3g} and {rates.max():.3g}.")
+    numbers = f"Between {rates.min():.3g} and {rates.max():.3g}."
+    return Plot(
+        figure=figure, title=title, numbers=numbers, table={"step": shown["step"], "learning rate": shown["lr"]}
+    )
 
 
 def throughput_by_step(history: History) -> Plot | None:
@@ -144,15 +184,120 @@ def throughput_by_step(history: History) -> Plot | None:
         return None
     speeds = history.train["rows_per_s"].dropna()
     title = f"Training reads {speeds.median():,.0f} rows a second"
-    figure, axes = _draw_line(
-        history.train.dropna(subset=["rows_per_s"]), "rows_per_s", title, "rows / s, all processes"
-    )
+    shown = history.train.dropna(subset=["rows_per_s"])
+    figure, axes = _draw_line(shown, "rows_per_s", title, "rows / s, all processes")
     axes.set_ylim(0, speeds.max() * 1.1 or 1)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     numbers = f"Median {speeds.median():,.0f}, lowest {speeds.min():,.0f}, highest {speeds.max():,.0f} rows per second."
     return Plot(
-        figure=figure, title=title, numbers=numbers, hint="Dips are checkpoints, evaluations or a busy machine."
+        figure=figure,
+        title=title,
+        numbers=numbers,
+        hint="Dips are checkpoints, evaluations or a busy machine.",
+        table={"step": shown["step"], "rows per second": shown["rows_per_s"]},
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttemptBar:
+    """One attempt over the time of the run: (part, from, to) in order, and when each checkpoint was there."""
+
+    name: str
+    spans: list[tuple[str, float, float]]
+    checkpoints_s: list[float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimelineView:
+    """The newest attempts of a run, in seconds since it began without its pauses: (when, how long)."""
+
+    goodput: float
+    parts: dict[str, float]
+    bars: list[AttemptBar]
+    num_attempts: int
+    pauses: list[tuple[float, float]]
+
+
+def _thin(moments_s: list[float], least_s: float) -> list[float]:
+    """Moments that are at least so far apart."""
+    kept: list[float] = []
+    for moment_s in sorted(moments_s):
+        if not kept or moment_s - kept[-1] >= least_s:
+            kept.append(moment_s)
+    return kept
+
+
+def attempts_by_time(view: TimelineView) -> Plot | None:
+    """One bar per attempt over the wall time, coloured by what the time went into."""
+    ends = [(spans[0][1], spans[-1][2]) for spans in (bar.spans for bar in view.bars) if spans]
+    if not ends or ends[-1][1] <= ends[0][0]:
+        return None
+    low, high = ends[0][0], ends[-1][1]
+    size, unit = time_unit(high)
+    title = f"{percent(view.goodput)} of the time was of use"
+    is_long = len(view.bars) > MOST_NARROW_BARS
+    inches = (8.4, 0.2 * len(view.bars) + 2.6) if is_long else (SIZE[0], 0.27 * len(view.bars) + 2.3)
+    figure, (axes,) = build_figure(title, size=inches)
+    drawn: dict[str, Any] = {}
+    for row, bar in enumerate(view.bars):
+        for part, from_s, to_s in bar.spans:
+            colour, width = PART_COLOURS[part], (to_s - from_s) / size
+            # the edge keeps a second of a long run visible
+            drawn[part] = axes.barh(
+                row, width, left=from_s / size, height=0.6, color=colour, edgecolor=colour, linewidth=0.5
+            )
+        if bar.checkpoints_s:
+            ticks = np.divide(_thin(bar.checkpoints_s, (high - low) / MOST_TICKS), size)
+            drawn["checkpoint"] = axes.vlines(ticks, row + 0.3, row + 0.45, color=INK, linewidth=1)
+    name_bars(axes, [bar.name for bar in view.bars])
+    _draw_pauses(axes, view.pauses, size)
+    margin = 0.01 * (high - low)
+    axes.set_xlim((low - margin) / size, (high + margin) / size)
+    axes.set(xlabel=f"time since the start{', without pauses' if view.pauses else ''} ({unit})", ylabel="attempt")
+    names = [name for name in (*PARTS, "checkpoint") if name in drawn]
+    figure.legend(
+        [drawn[name] for name in names],
+        [PARTS.get(name, name) for name in names],
+        loc="outside lower left",
+        ncols=3 if is_long else 2,
+        fontsize=9,
+        edgecolor=GRID,
+        facecolor=PAPER,
+    )
+    spent = ", ".join(f"{PARTS[part]} {describe_duration(s)}" for part, s in view.parts.items() if s > 0)
+    return Plot(
+        figure=figure,
+        title=title,
+        numbers=f"{view.num_attempts} attempt{'s' if view.num_attempts > 1 else ''}: {spent}.",
+        hint=_hint_of(view, least_s=(high - low) / MOST_TICKS),
+    )
+
+
+def _draw_pauses(axes: Axes, pauses: list[tuple[float, float]], size: float) -> None:
+    """Where the time was cut, and what was cut out."""
+    for moment_s, length_s in pauses:
+        axes.axvline(moment_s / size, color=INK, linestyle=":", linewidth=1)
+        if len(pauses) <= MOST_PAUSES:
+            axes.annotate(
+                f"{describe_duration(length_s)} paused",
+                (moment_s / size, -0.5),
+                xytext=(-3, 1),
+                textcoords="offset points",
+                fontsize=8.5,
+                color=INK,
+                ha="right",
+            )
+
+
+def _hint_of(view: TimelineView, *, least_s: float) -> str:
+    is_thinned = any(len(_thin(bar.checkpoints_s, least_s)) < len(bar.checkpoints_s) for bar in view.bars)
+    is_cut = len(view.bars) < view.num_attempts
+    hints = [
+        f"The newest {len(view.bars)} of {view.num_attempts:,} attempts." if is_cut else "",
+        "Checkpoints that are close together are one tick." if is_thinned else "",
+        "Blue and green are of use.",
+    ]
+    return " ".join(filter(None, hints))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,7 +365,10 @@ def target_histogram(view: TableView) -> Plot | None:
     show_percent(axes, "y")
     add_legend(axes)
     numbers = f"Lowest {every.min():.4g}, median {np.median(every):.4g}, highest {every.max():.4g}."
-    return Plot(figure=figure, title=title, numbers=numbers, hint="Splits should look alike.")
+    deciles = np.linspace(0, 1, 11)
+    table = {"share of the split's rows below": [f"{share:.0%}" for share in deciles]}
+    table |= {split: np.quantile(numbers, deciles) for split, numbers in values.items()}
+    return Plot(figure=figure, title=title, numbers=numbers, hint="Splits should look alike.", table=table)
 
 
 def missing_values(view: TableView) -> Plot | None:
@@ -279,54 +427,3 @@ def network_and_baselines(view: Comparison) -> Plot | None:
         f"{name}: " + ", ".join(f"{m} {v:.4g}" for m, v in values.items()) for name, values in view.panels.items()
     )
     return Plot(figure=figure, title=view.verdict, numbers=f"{numbers}.", hint="Test rows; the network is blue.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImportanceView:
-    """Column -> mean and deviation of what the metric loses without it; the error along the first column."""
-
-    metric: str
-    columns: dict[str, dict[str, float]]
-    num_rows: int
-    error_by_top_column: dict[str, Any]
-
-
-def permutation_importance(view: ImportanceView) -> Plot | None:
-    """What the metric loses when one column is shuffled, the 20 most important columns."""
-    shown = list(view.columns.items())[:MOST_COLUMNS]
-    if not shown:
-        return None
-    title = f"The network leans most on '{label(shown[0][0])}'"
-    figure, (axes,) = build_figure(title, size=(SIZE[0], max(2.2, 0.28 * len(shown) + 1.3)))
-    axes.barh(
-        range(len(shown)),
-        [value["mean"] for _, value in shown],
-        xerr=[value["std"] for _, value in shown],
-        color=BLUE,
-        ecolor=INK,
-        height=0.65,
-    )
-    name_bars(axes, [name for name, _ in shown])
-    axes.axvline(0, color=MUTED, linewidth=1)
-    axes.set(xlabel=f"loss of {view.metric} when the column is shuffled")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    numbers = ", ".join(f"{name} {value['mean']:.4g}" for name, value in shown)
-    hint = f"{view.num_rows:,} test rows, five shuffles; the line is one deviation. At most {MOST_COLUMNS} columns."
-    return Plot(figure=figure, title=title, numbers=f"{numbers}.", hint=hint)
-
-
-def error_by_top_column(view: ImportanceView) -> Plot | None:
-    """Mean absolute error along the most important column, of a regression."""
-    found = view.error_by_top_column
-    if not found:
-        return None
-    errors, labels = found["mean_absolute_error"], found["labels"]
-    worst = int(np.argmax(errors))
-    title = f"By '{label(found['column'])}' the error is largest at {label(labels[worst])}"
-    figure, (axes,) = build_figure(title, size=(SIZE[0], max(2.2, 0.28 * len(labels) + 1.3)))
-    axes.barh(range(len(errors)), errors, color=BLUE, height=0.7)
-    name_bars(axes, [f"{name} ({rows:,})" for name, rows in zip(labels, found["rows"], strict=True)])
-    axes.set(xlabel="mean absolute error")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    numbers = ", ".join(f"{name}: {error:.4g}" for name, error in zip(labels, errors, strict=True))
-    return Plot(figure=figure, title=title, numbers=f"{numbers}.", hint="The number of test rows is in brackets.")

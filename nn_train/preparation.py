@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from nn_train.packed import TRUTH_FILE, ResidentRows, build_once, load_rows
+from nn_train.packed import TEST_FILE, TRUTH_FILE, ResidentRows, build_once, load_rows
 from nn_train.preprocessor import Preprocessor
+from nn_train.pulse import pulse
 from nn_train.run_folder import read_json
 from nn_train.schema import Split, TableSchema
 from nn_train.settings import Config
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # what a packed folder holds depends on these files of the project: where one changes, old folders are not found
-CODE = ("table_files", "table_text", "table", "values", "inference_target", "inference", "splits", "splitting",
-        "preprocessor", "preprocessing", "packed", "building", "preparation")  # fmt: skip
+CODE = ("table_files", "table_text", "table", "values", "inference_target", "row_weights", "inference", "splits",
+        "splitting", "preprocessor", "preprocessing", "packed", "doubts", "building", "preparation")  # fmt: skip
 LIBRARIES = ("scikit-learn", "numpy", "pandas", "pyarrow")  # and on these
 KEPT_FILES = ("schema.json", "data.json", "splits.npz", "preprocessor.json", "preprocessor.safetensors")
 
@@ -48,9 +50,19 @@ class PreparedData:
 
         return pd.read_parquet(self.folder / TRUTH_FILE).iloc[getattr(self.splits, split)]
 
+    def test_features(self, columns: list[str], positions: np.ndarray) -> "pd.DataFrame":
+        """Columns of some test rows as the table holds them, by kind: numbers, text or dates."""
+        import pyarrow.parquet as pq  # for the judgement alone: not before the first step
+
+        return pq.read_table(self.folder / TEST_FILE, columns=columns).take(positions).to_pandas()
+
     def files(self) -> list[tuple[str, bytes]]:
         """What the run folder keeps of the preparation."""
-        return [(name, (self.folder / name).read_bytes()) for name in KEPT_FILES]
+        files = {name: (self.folder / name).read_bytes() for name in KEPT_FILES}
+        if self.schema.target.quantiles:  # packed rows know nothing of how they will be learned
+            text = json.dumps(self.schema.to_json(), indent=2, ensure_ascii=False) + "\n"
+            files |= self.preprocessor.to_bytes() | {"schema.json": text.encode()}
+        return list(files.items())
 
 
 def prepare_data(config: Config) -> PreparedData:
@@ -59,6 +71,7 @@ def prepare_data(config: Config) -> PreparedData:
     Raises:
         DataError: the table cannot be read, split or encoded as the config says.
     """
+    pulse.mark("preprocess")
     content = "-".join(fingerprint(find_files(path, key=key)) for key, path in input_paths(config))
     key = _cache_key(config, content)
     folder = cache_dir(config.data) / "packed" / key
@@ -67,13 +80,19 @@ def prepare_data(config: Config) -> PreparedData:
         from nn_train.building import build_rows  # what it needs takes a second to import, and most starts find rows
 
         build_rows(config, target, content=content, key=key)
+        pulse.mark("pack")
 
     built = build_once(folder, build)
+    schema = TableSchema.from_json(read_json(folder / "schema.json"))
+    fitted = Preprocessor.load(folder)
+    if config.train.loss == "quantile" and schema.target.task == "regression":
+        target = dataclasses.replace(schema.target, quantiles=config.train.quantiles)
+        schema, fitted = dataclasses.replace(schema, target=target), dataclasses.replace(fitted, target=target)
     return PreparedData(
         folder=folder,
-        schema=TableSchema.from_json(read_json(folder / "schema.json")),
+        schema=schema,
         splits=load_splits(folder / "splits.npz"),
-        preprocessor=Preprocessor.load(folder),
+        preprocessor=fitted,
         info=read_json(folder / "data.json"),
         was_cached=not built,
     )
@@ -84,6 +103,7 @@ def _cache_key(config: Config, content: str) -> str:
         "data": config.data.model_dump(mode="json", exclude={"path", "cache_dir"}),
         "split": config.split.model_dump(mode="json", exclude={"val_path", "test_path"}),
         "preprocess": config.preprocess.model_dump(mode="json"),
+        "has_tree_bins": config.has_tree_bins,
         "versions": [importlib.metadata.version(name) for name in LIBRARIES],
         "code": hashlib.blake2b(b"".join(_source(name) for name in CODE), digest_size=12).hexdigest(),
     }

@@ -1,12 +1,14 @@
 """Fits the preprocessor: scales, fill values, levels and bins, learned from the train rows alone."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardScaler
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from nn_train.errors import DataError
+from nn_train.errors import DataError, short
 from nn_train.preprocessor import (
     DATE_PARTS,
     FINEST,
@@ -18,34 +20,47 @@ from nn_train.preprocessor import (
     numeric_matrix,
     scale_numbers,
 )
-from nn_train.schema import ColumnSpec, TableSchema
+from nn_train.schema import ColumnSpec, TableSchema, Task
 from nn_train.settings import PreprocessConfig
 
 
-def fit_preprocessor(train: pd.DataFrame, schema: TableSchema, config: PreprocessConfig) -> Preprocessor:
-    """Learn scaling, fill values, levels and bins from the typed train rows.
+def fit_preprocessor(
+    train: pd.DataFrame,
+    schema: TableSchema,
+    config: PreprocessConfig,
+    *,
+    has_tree_bins: bool = False,
+    where: str = "",
+) -> Preprocessor:
+    """Learn scaling, fill values, levels and bins from the typed train rows; errors name the table by `where`.
+
+    Bins are quantiles, or with `has_tree_bins` what a decision tree splits a column at to tell the target.
 
     Raises:
         DataError: no column is left that tells the train rows apart.
     """
     dropped: dict[str, str] = {}
     numeric, raw = _choose_numeric(train, schema.features, config, dropped)
-    arrays = _fit_numeric(raw, config) if numeric else {}
+    make_edges = _tree_edges(train[schema.target.name], schema.target.task) if has_tree_bins else bin_edges
+    arrays = _fit_numeric(raw, config, make_edges) if numeric else {}
     categorical = _choose_categories(train, schema.features, config, dropped)
     if not numeric and not categorical:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
         raise DataError(
-            f"no feature is left after preprocessing ({reasons})", fix="lower preprocess.min_level_rows or drop less"
+            f"no feature is left after preprocessing ({short(reasons, most=400)})",
+            where=where,
+            fix="lower preprocess.min_level_rows or drop less",
         )
     is_regression = schema.target.task == "regression"
     target = train[schema.target.name].to_numpy(np.float64) if is_regression else np.zeros(1)
+    is_constant = np.ptp(target) == 0  # the mean of equal numbers may be another one by rounding
     return Preprocessor(
         scaler=config.scaler,
         numeric=numeric,
         categorical=categorical,
         target=schema.target,
-        target_mean=float(target.mean()),
-        target_std=float(target.std()) if np.ptp(target) > 0 else 1.0,
+        target_mean=float(target[0] if is_constant else target.mean()),
+        target_std=(0.0 if is_constant else float(target.std())) or 1.0,  # of denormal numbers it is 0
         dropped=dropped,
         arrays=arrays,
     )
@@ -60,7 +75,8 @@ def _choose_numeric(
         if spec.kind in ("numeric", "date")
         for part in (DATE_PARTS if spec.kind == "date" else ("",))
     ]
-    raw = numeric_matrix(train, tuple(inputs))
+    columns = {name: train[name].to_numpy() for name in {column.column for column in inputs}}
+    raw = numeric_matrix(columns, tuple(inputs), num_rows=len(train))
     kept = []
     for index, column in enumerate(inputs):
         present = raw[:, index][~np.isnan(raw[:, index])]
@@ -82,12 +98,14 @@ def _span(values: np.ndarray, scaler: str) -> float:
     return float(ends[1] - ends[0])
 
 
-def _fit_numeric(raw: np.ndarray, config: PreprocessConfig) -> dict[str, np.ndarray]:
+def _fit_numeric(
+    raw: np.ndarray, config: PreprocessConfig, make_edges: Callable[[np.ndarray, int], np.ndarray]
+) -> dict[str, np.ndarray]:
     num_rows = len(raw)
     arrays = _fit_quantiles(raw) if config.scaler == "quantile" else _fit_affine(raw, config.scaler)
     scaled = scale_numbers(raw, arrays)
     fill = np.nanmean(scaled, axis=0) if config.imputation == "mean" else np.nanmedian(scaled, axis=0)
-    edges = [bin_edges(column, min(config.num_bins, max(num_rows - 1, 1))) for column in fill_gaps(scaled, fill).T]
+    edges = [make_edges(column, min(config.num_bins, max(num_rows - 1, 1))) for column in fill_gaps(scaled, fill).T]
     return arrays | {
         "fill": fill,
         "bin_edges": np.concatenate(edges),
@@ -116,13 +134,19 @@ def _fit_affine(raw: np.ndarray, scaler: str) -> dict[str, np.ndarray]:
     width = raw.shape[1]
     if scaler == "none":
         return {"center": np.zeros(width), "scale": np.ones(width)}
+    deviation = np.nanstd(raw, axis=0)
     if scaler == "standard":
         fitted = StandardScaler().fit(raw)
-        return {"center": fitted.mean_, "scale": fitted.scale_}
+        return {"center": fitted.mean_, "scale": _own_scale(fitted.scale_, deviation)}
     robust = RobustScaler().fit(raw)
+    low, high = np.nanpercentile(raw, [25, 75], axis=0)
     # a column whose quartiles coincide (mostly zeros, say) would keep its raw scale: use the deviation there
-    flat = np.nanpercentile(raw, 75, axis=0) == np.nanpercentile(raw, 25, axis=0)
-    return {"center": robust.center_, "scale": np.where(flat, np.nanstd(raw, axis=0), robust.scale_)}
+    return {"center": robust.center_, "scale": np.where(high == low, deviation, _own_scale(robust.scale_, high - low))}
+
+
+def _own_scale(found: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """`scale` where scikit-learn takes a column for a constant one, by its rounding or an absolute threshold."""
+    return np.where((found == 1) & (scale > 0), scale, found)
 
 
 def bin_edges(values: np.ndarray, num_bins: int) -> np.ndarray:
@@ -130,8 +154,34 @@ def bin_edges(values: np.ndarray, num_bins: int) -> np.ndarray:
 
     The quantile bins of piecewise-linear encoding. Source: Gorishniy et al. 2022, section 3.2.1.
     """
-    edges = np.quantile(values, np.linspace(0, 1, num_bins + 1)).astype(np.float32)
+    return _distinct(np.quantile(values, np.linspace(0, 1, num_bins + 1)))
+
+
+def _distinct(edges: np.ndarray) -> np.ndarray:
+    edges = edges.astype(np.float32)
     return np.unique(np.where(np.abs(edges) < FINEST, 0, edges))
+
+
+def _tree_edges(target: pd.Series, task: Task) -> Callable[[np.ndarray, int], np.ndarray]:
+    """From a scaled column and a number of bins to edges: its range, and where a tree that sees it alone splits it.
+
+    Source: Gorishniy et al. 2022, section 3.2.2; the tree's settings are those of the authors' TabM, but that a leaf
+    of a small table may hold fewer rows.
+    """
+    options = {"min_samples_leaf": max(1, min(64, len(target) // 50)), "min_impurity_decrease": 1e-4, "random_state": 0}
+    if task == "regression":
+        values = target.to_numpy(np.float64)
+        y = (values - values.mean()) / (values.std() or 1.0)
+    else:
+        y = pd.factorize(target, sort=True)[0]
+
+    def edges(column: np.ndarray, num_bins: int) -> np.ndarray:
+        make = DecisionTreeRegressor if task == "regression" else DecisionTreeClassifier
+        tree = make(max_leaf_nodes=max(num_bins, 2), **options).fit(column[:, None], y).tree_
+        splits = tree.threshold[tree.children_left != tree.children_right]
+        return _distinct(np.array([column.min(), *splits, column.max()]))
+
+    return edges
 
 
 def _choose_categories(
@@ -142,9 +192,13 @@ def _choose_categories(
         if spec.kind not in ("categorical", "boolean"):
             continue
         counts = train[spec.name].value_counts()
+        had_missing = bool(train[spec.name].isna().any())
+        if config.hash_buckets and len(counts) > config.max_levels:
+            buckets = config.hash_buckets
+            chosen.append(CategoricalInput(column=spec.name, levels=(), had_missing=had_missing, num_buckets=buckets))
+            continue
         frequent = counts[counts >= config.min_level_rows]
         levels = sorted(frequent.index, key=lambda level: (-int(frequent[level]), level))[: config.max_levels]
-        had_missing = bool(train[spec.name].isna().any())
         has_rest = len(levels) < len(counts)
         if len(levels) + had_missing + has_rest >= 2:
             chosen.append(CategoricalInput(column=spec.name, levels=tuple(levels), had_missing=had_missing))

@@ -8,24 +8,30 @@ A run whose rows are packed reads one and encodes nothing: pandas and SciPy are 
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
+from collections.abc import Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.numpy import load_file, save
 
-from nn_train.errors import DataError
+from nn_train.errors import DataError, short
 from nn_train.schema import TargetSpec
+from nn_train.tensors import read_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
 
 UNSEEN, MISSING, NUM_RESERVED = 0, 1, 2
 LARGEST = 1e6  # scaled values are cut here, so that a wild value cannot overflow float32 arithmetic
+FARTHEST = 1e15  # a standardised target that is farther away is refused: the sum of its squares would leave float32
 WILDEST = 1e100  # raw values are cut here, and below its inverse are zero, so that squares do not leave float64
 FINEST = 1e-30  # numbers that are closer together are one, so that the width of a bin does not underflow in float32
 DATE_PARTS = ("year", "month", "day", "weekday", "hour", "days")
+PREPROCESSOR_FILES = ("preprocessor.json", "preprocessor.safetensors")
 INDICATOR_LEVELS = ("present", "missing")
 
 
@@ -45,16 +51,27 @@ class NumericInput:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CategoricalInput:
-    """One code: a category with its levels in the order of their codes."""
+    """One code: a category with its levels in the order of their codes, or with buckets in place of levels."""
 
     column: str
     levels: tuple[str, ...]
     had_missing: bool
+    num_buckets: int = 0
 
     @property
     def cardinality(self) -> int:
         """Number of codes, the reserved ones included."""
-        return NUM_RESERVED + len(self.levels)
+        return NUM_RESERVED + (self.num_buckets or len(self.levels))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each code stands for, but for the reserved ones."""
+        return self.levels or tuple(f"bucket {number}" for number in range(1, self.num_buckets + 1))
+
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """Level -> its place in `levels`."""
+        return {level: place for place, level in enumerate(self.levels)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +99,11 @@ class Preprocessor:
     dropped: dict[str, str]
     arrays: dict[str, np.ndarray]
 
+    @functools.cached_property
+    def columns(self) -> frozenset[str]:
+        """The columns of a table that are used."""
+        return frozenset(column.column for column in (*self.numeric, *self.categorical))
+
     @property
     def cardinalities(self) -> tuple[int, ...]:
         """Number of codes of each categorical input, indicators behind the categories."""
@@ -95,17 +117,21 @@ class Preprocessor:
 
     def transform(self, frame: "pd.DataFrame") -> Encoded:
         """Encode typed columns; unseen levels and missing values never fail and never give NaN."""
-        raw = numeric_matrix(frame, self.numeric)
+        return self.transform_columns({name: frame[name].to_numpy() for name in frame.columns}, num_rows=len(frame))
+
+    def transform_columns(self, columns: Mapping[str, np.ndarray], *, num_rows: int) -> Encoded:
+        """As `transform`, for columns that lie in no frame."""
+        raw = numeric_matrix(columns, self.numeric, num_rows=num_rows)
         x_num = (
             fill_gaps(scale_numbers(raw, self.arrays), self.arrays["fill"]) if self.numeric else raw.astype(np.float32)
         )
         indicators = [np.isnan(raw[:, i]) + NUM_RESERVED for i, c in enumerate(self.numeric) if c.has_indicator]
-        codes = [_codes(frame[c.column], c) for c in self.categorical] + indicators
-        x_cat = np.stack(codes, axis=1) if codes else np.zeros((len(frame), 0))
+        codes = [_codes(columns[c.column], c) for c in self.categorical] + indicators
+        x_cat = np.stack(codes, axis=1) if codes else np.zeros((num_rows, 0))
         return Encoded(
             x_num=x_num,
             x_cat=x_cat.astype(np.int32),
-            y=self._encode_target(frame[self.target.name]) if self.target.name in frame else None,
+            y=self._encode_target(columns[self.target.name]) if self.target.name in columns else None,
         )
 
     def unscale(self, x_num: np.ndarray) -> np.ndarray:
@@ -118,16 +144,17 @@ class Preprocessor:
         places = zip(ndtr(scaled).T, self.arrays["shares"].T, self.arrays["quantiles"].T, strict=True)
         return np.stack([np.interp(*column) for column in places], axis=1)
 
-    def _encode_target(self, values: "pd.Series") -> np.ndarray:
+    def _encode_target(self, values: np.ndarray) -> np.ndarray:
         if self.target.task == "regression":
-            return ((values.to_numpy(np.float64) - self.target_mean) / self.target_std).astype(np.float32)
-        codes = _positions(values, self.target.classes)
-        is_unknown = (codes < 0) & values.notna().to_numpy()
+            with np.errstate(over="ignore"):
+                return ((values.astype(np.float64) - self.target_mean) / self.target_std).astype(np.float32)
+        codes = _positions(values, {name: code for code, name in enumerate(self.target.classes)})
+        is_unknown = (codes < 0) & ~is_gap(values)
         if is_unknown.any():
-            value = values.iloc[int(np.argmax(is_unknown))]
+            value = values[int(np.argmax(is_unknown))]
             raise DataError(
-                f"column '{self.target.name}' holds the class '{value}', which the network does not know",
-                fix=f"the classes are {', '.join(self.target.classes[:20])}",
+                f"column '{short(self.target.name)}' holds the class '{short(value)}', which the network does not know",
+                fix=f"the classes are {short(', '.join(self.target.classes[:20]), most=400)}",
             )
         return codes
 
@@ -147,34 +174,71 @@ class Preprocessor:
 
     def to_bytes(self) -> dict[str, bytes]:
         """File name -> content; equal preprocessors give equal bytes."""
+        from safetensors.numpy import save  # where one is fitted: a bundle loads without it
+
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "arrays"}
         text = json.dumps(values, default=dataclasses.asdict, indent=1, ensure_ascii=False)
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
-        return {"preprocessor.json": text.encode(), "preprocessor.safetensors": save(arrays)}
+        return dict(zip(PREPROCESSOR_FILES, (text.encode(), save(arrays)), strict=True))
 
     @classmethod
     def load(cls, folder: Path) -> "Preprocessor":
         """Read what `to_bytes` gave from files in `folder`."""
-        values: dict[str, Any] = json.loads((folder / "preprocessor.json").read_text(encoding="utf-8"))
+        return cls.from_bytes({name: (folder / name).read_bytes() for name in PREPROCESSOR_FILES})
+
+    @classmethod
+    def from_bytes(cls, files: dict[str, bytes]) -> "Preprocessor":
+        """Read what `to_bytes` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is damaged.
+        """
+        values: dict[str, Any] = json.loads(files[PREPROCESSOR_FILES[0]])
         values["numeric"] = tuple(NumericInput(**item) for item in values["numeric"])
         values["categorical"] = tuple(
             CategoricalInput(**(item | {"levels": tuple(item["levels"])})) for item in values["categorical"]
         )
-        values["target"] = TargetSpec(**(values["target"] | {"classes": tuple(values["target"]["classes"])}))
-        return cls(**values, arrays=load_file(folder / "preprocessor.safetensors"))
+        values["target"] = TargetSpec.from_json(values["target"])
+        fitted = cls(**values, arrays=read_tensors(files[PREPROCESSOR_FILES[1]]))
+        fitted.check()
+        return fitted
+
+    def check(self) -> None:
+        """Raise ValueError where the arrays do not fit the columns, or hold what no fit gives."""
+        width = len(self.numeric)
+        if not width:
+            return
+        scaler = ("quantiles", "shares") if "quantiles" in self.arrays else ("scale", "center")
+        for name in (*scaler, "fill", "bin_counts"):
+            if self.arrays[name].shape[-1] != width:
+                raise ValueError(f"{name} has {self.arrays[name].shape[-1]} columns, and there are {width}")
+        counts, edges = self.arrays["bin_counts"], self.arrays["bin_edges"]
+        if (counts < 1).any() or counts.sum() != len(edges) or not all((np.diff(e) > 0).all() for e in self.bins):
+            raise ValueError("bin_edges are not those of the columns")
+        if not all(np.isfinite(self.arrays[name]).all() for name in (*scaler, "fill", "bin_edges")):
+            raise ValueError("a number is not finite")
 
 
-def numeric_matrix(frame: "pd.DataFrame", inputs: tuple[NumericInput, ...]) -> np.ndarray:
+def numeric_matrix(columns: Mapping[str, np.ndarray], inputs: tuple[NumericInput, ...], *, num_rows: int) -> np.ndarray:
     """The unscaled numbers of typed columns, (B, N) float64 with NaN where missing."""
-    columns = [_date_part(frame[c.column], c.part) if c.part else frame[c.column].to_numpy(np.float64) for c in inputs]
-    raw = np.stack(columns, axis=1) if columns else np.zeros((len(frame), 0))
+    parts = [_date_part(columns[c.column], c.part) if c.part else columns[c.column] for c in inputs]
+    raw = np.stack(parts, axis=1, dtype=np.float64, casting="unsafe") if parts else np.zeros((num_rows, 0))
     return np.where(np.abs(raw) < 1 / WILDEST, 0, np.clip(raw, -WILDEST, WILDEST))
 
 
-def _date_part(dates: "pd.Series", part: str) -> np.ndarray:
+def _date_part(dates: np.ndarray, part: str) -> np.ndarray:
     if part == "days":
-        return (dates.to_numpy("datetime64[us]") - np.datetime64(0, "us")) / np.timedelta64(1, "D")
-    return getattr(dates.dt, "day_of_week" if part == "weekday" else part).to_numpy(np.float64)
+        return (dates.astype("datetime64[us]") - np.datetime64(0, "us")) / np.timedelta64(1, "D")
+    import pandas as pd  # not before the first step
+
+    return getattr(pd.DatetimeIndex(dates), "day_of_week" if part == "weekday" else part).to_numpy(np.float64)
+
+
+def is_gap(values: np.ndarray) -> np.ndarray:
+    """Where None, NaN or NaT stands (B,)."""
+    import pandas as pd  # not before the first step
+
+    return pd.isna(values)
 
 
 def scale_numbers(raw: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -192,16 +256,26 @@ def fill_gaps(scaled: np.ndarray, fill: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(scaled), fill, scaled).astype(np.float32)
 
 
-def _codes(values: "pd.Series", column: CategoricalInput) -> np.ndarray:
-    positions = _positions(values, column.levels)
+def _codes(values: np.ndarray, column: CategoricalInput) -> np.ndarray:
+    if column.num_buckets:
+        positions = _buckets(values, column.num_buckets)
+    else:
+        positions = _positions(values, column.places)
     codes = np.where(positions < 0, UNSEEN, positions + NUM_RESERVED)
     if column.had_missing:  # otherwise the slot was never trained, and says less than "unseen"
-        codes[values.isna().to_numpy()] = MISSING
+        codes[is_gap(values)] = MISSING
     return codes
 
 
-def _positions(values: "pd.Series", levels: tuple[str, ...]) -> np.ndarray:
-    """Place of each value among the levels, int64; -1 for a missing or an unknown one."""
-    import pandas as pd  # not before the first step
+def _buckets(values: np.ndarray, num_buckets: int) -> np.ndarray:
+    """Bucket of each text, int64, by a hash that is the same on every machine; -1 for a missing one."""
+    known: dict[str, int] = {}
+    for value in dict.fromkeys(values[~is_gap(values)].tolist()):
+        digest = hashlib.blake2b(str(value).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        known[value] = int.from_bytes(digest, "little") % num_buckets
+    return _positions(values, known)
 
-    return pd.Index(levels, dtype=object).get_indexer(pd.Index(values)).astype(np.int64)
+
+def _positions(values: np.ndarray, places: Mapping[str, int]) -> np.ndarray:
+    """Place of each value among the levels, int64; -1 for a missing or an unknown one."""
+    return np.fromiter(map(places.get, values.tolist(), repeat(-1)), np.int64, len(values))

@@ -5,6 +5,7 @@ A file that is missing leaves its section out; a plot that fails becomes a note 
 
 import base64
 import dataclasses
+import functools
 import io
 import logging
 import struct
@@ -15,10 +16,21 @@ from typing import Any
 
 import jinja2
 
-from nn_train import plots_binary, plots_multiclass, plots_regression, plots_run
+from nn_train import plots_binary, plots_explain, plots_multiclass, plots_regression, plots_run
 from nn_train.plots import Plot
-from nn_train.report_page import build_page, build_worst_table
-from nn_train.report_run import Run, build_comparison, build_history, build_importance, build_table_view, read_run
+from nn_train.pulse import pulse
+from nn_train.report_errors import build_attribution_table, build_attributions, build_worst_table
+from nn_train.report_page import build_page
+from nn_train.report_run import (
+    Run,
+    build_comparison,
+    build_history,
+    build_importance,
+    build_table_view,
+    build_timeline_view,
+    read_run,
+)
+from nn_train.report_table import Table, build_plot_table
 from nn_train.run_folder import write_file
 
 logger = logging.getLogger("nn_train")
@@ -38,9 +50,18 @@ COMMON_PLOTS: dict[str, dict[str, PlotFunction]] = {
         "learning_rate_by_step": plots_run.learning_rate_by_step,
         "throughput_by_step": plots_run.throughput_by_step,
     },
+    "timeline": {"attempts_by_time": plots_run.attempts_by_time},
     "importance": {
-        "permutation_importance": plots_run.permutation_importance,
-        "error_by_top_column": plots_run.error_by_top_column,
+        "permutation_importance": plots_explain.permutation_importance,
+        "error_by_top_column": plots_explain.error_by_top_column,
+        **{
+            f"partial_dependence_{place + 1}": functools.partial(plots_explain.partial_dependence, place=place)
+            for place in range(plots_explain.NUM_DEPENDENCES)
+        },
+    },
+    "errors": {
+        f"attribution_{place + 1}": functools.partial(plots_explain.attribution, place=place)
+        for place in range(plots_explain.NUM_ATTRIBUTIONS)
     },
 }
 PLOTS: dict[str, dict[str, PlotFunction]] = {
@@ -82,15 +103,23 @@ SCORES: dict[str, Callable[..., Any]] = {
     "regression": plots_regression.build_scores,
 }
 
+# Name in the template -> what it is called, and what builds it.
+ERROR_TABLES: dict[str, tuple[str, Callable[[Run], Table | None]]] = {
+    "worst": ("the worst rows", build_worst_table),
+    "attributions": ("what moved the worst rows", build_attribution_table),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A drawn plot for the page."""
+    """A drawn plot for the page; `table` holds what is drawn, where no other table of the page does."""
 
     section: str
     name: str
+    title: str
     alt: str
     hint: str
+    table: Table | None
     inches: float
     png: bytes
 
@@ -116,20 +145,32 @@ VIEWS: dict[str, Callable[[Run], Any]] = {
     "summary": build_comparison,
     "data": build_table_view,
     "training": build_history,
+    "timeline": build_timeline_view,
     "importance": build_importance,
+    "errors": build_attributions,
     "results": build_task_scores,
 }
 
 
 def render_picture(section: str, name: str, plot: Plot, dpi: int) -> Picture:
-    """A figure as PNG bytes."""
+    """A figure as PNG bytes, with its place and its words in the file."""
     stream = io.BytesIO()
+    words = {"Title": f"{section}/{name}", "Description": plot.alt.encode("utf-8", errors="replace").decode()}
     with warnings.catch_warnings():
         # a class name may hold signs that the font lacks: they become boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        plot.figure.savefig(stream, format="png", dpi=dpi)
+        plot.figure.savefig(stream, format="png", dpi=dpi, metadata=words)
     inches = plot.figure.get_figwidth()
-    return Picture(section=section, name=name, alt=plot.alt, hint=plot.hint, inches=inches, png=stream.getvalue())
+    return Picture(
+        section=section,
+        name=name,
+        title=plot.caption,
+        alt=plot.alt,
+        hint=plot.hint,
+        table=build_plot_table(plot.table, plot.caption),
+        inches=inches,
+        png=stream.getvalue(),
+    )
 
 
 def draw_pictures(run: Run, dpi: int, notes: list[tuple[str, str]]) -> list[Picture]:
@@ -143,6 +184,7 @@ def draw_pictures(run: Run, dpi: int, notes: list[tuple[str, str]]) -> list[Pict
             _note(notes, section, f"the plots of {section}", error)
             continue
         for name, draw in functions.items():
+            pulse.beat()
             try:
                 plot = draw(view)
                 if plot is not None:
@@ -158,22 +200,27 @@ def _note(notes: list[tuple[str, str]], section: str, what: str, error: Exceptio
     logger.warning("report: left out %s: %s", what, reason)
 
 
-def render_page(run: Run, pictures: list[Picture], notes: list[tuple[str, str]], title: str) -> str:
-    """The page as HTML text; everything that comes from the data is escaped."""
-    environment = jinja2.Environment(
+def open_templates() -> jinja2.Environment:
+    """The pages' templates; everything that is put into them is escaped."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    try:
-        worst = build_worst_table(run)
-    except Exception as error:  # predictions that do not fit the schema cost their table, not the page
-        worst = None
-        _note(notes, "errors", "the worst rows", error)
-    template = environment.get_template("report_template.html")
-    return template.render(build_page(run), worst=worst, pictures=pictures, notes=notes, title=title)
+
+
+def render_page(run: Run, pictures: list[Picture], notes: list[tuple[str, str]], title: str) -> str:
+    """The page as HTML text; everything that comes from the data is escaped."""
+    tables: dict[str, Table | None] = dict.fromkeys(ERROR_TABLES)
+    for name, (what, build) in ERROR_TABLES.items():
+        try:
+            tables[name] = build(run)
+        except Exception as error:  # predictions that do not fit the schema cost their table, not the page
+            _note(notes, "errors", what, error)
+    template = open_templates().get_template("report_template.html")
+    return template.render(build_page(run), **tables, pictures=pictures, notes=notes, title=title)
 
 
 def write_report(run_dir: Path, *, dpi: int) -> Path:

@@ -1,74 +1,38 @@
 """The words and tables of the report: plain values for the template, nothing is drawn or written here."""
 
-import dataclasses
+import datetime
 import math
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import yaml
 
+from nn_train.metrics import LOWER_IS_BETTER
 from nn_train.report_run import (
-    LOWER_IS_BETTER,
-    MAIN_METRICS,
     NUM_HEADLINES,
     Run,
     build_leaderboard,
     find_best,
     metric_name,
+    rank_metric,
     selection_metric,
+    shown_metrics,
     state_rank,
 )
+from nn_train.report_table import MOST_TABLE_ROWS, Table, duration, number, share
 from nn_train.schema import SPLITS
+from nn_train.timeline import PARTS, USEFUL, Event, describe, describe_duration, is_number
+from nn_train.verdict import describe_difference
 
-NUM_WORST_ROWS = 50
-# A page with more rows than this in one table is slow to open on a phone.
-MOST_TABLE_ROWS = 500
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Table:
-    """Head and body of a table; cells are text, `best` and `own` mark cells and rows; `note` says what is not shown."""
-
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
-    best: frozenset[tuple[int, int]] = frozenset()
-    own: int = -1
-    num_text: int = 1
-    note: str = ""
-
-
-def number(value: Any) -> str:
-    """A number for a person: whole ones with commas, others to four digits that count, nothing as a dash."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, bool | str):
-        return str(value)
-    if float(value).is_integer() and (isinstance(value, int | np.integer) or abs(value) >= 1000):
-        return f"{int(value):,}"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4f}" if 0.001 <= abs(value) < 10 else f"{value:.4g}"
-
-
-def share(part: float, whole: float) -> str:
-    """A part of a whole in percent; a dash where there is no whole."""
-    return f"{100 * part / whole:.1f} %" if whole else "–"
-
-
-def duration(seconds: Any) -> str:
-    """Seconds as a person says them."""
-    if seconds is None:
-        return "–"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 120 else f"{seconds / 60:.1f} min"
+MOST_ATTEMPTS = 100
+MOST_TABLE_COLUMNS = 20
+MOST_EVENTS = 50
 
 
 def build_headlines(run: Run) -> list[dict[str, str]]:
     """The first main metrics that the test rows have, with what is better."""
     test = run.metrics.get("test") or {}
-    names = [name for name in MAIN_METRICS[run.schema.target.task] if test.get(name) is not None]
+    names = [name for name in shown_metrics(run.schema.target) if test.get(name) is not None]
     direction = {True: "lower is better", False: "higher is better"}
     return [
         {"name": metric_name(name), "value": number(test[name]), "hint": direction[name in LOWER_IS_BETTER]}
@@ -91,10 +55,47 @@ def build_facts(run: Run) -> dict[str, str]:
         "training time": duration(seconds["train"]) if seconds.get("train") is not None else None,
         "processes": run.metrics.get("processes") or run.environment.get("processes"),
         "device": run.environment.get("device"),
+        "goodput": f"{run.timeline.goodput:.2f}" if run.timeline.attempts else None,
         "decision threshold": decision.get("threshold") if task == "binary" else None,
-        "temperature": decision.get("temperature") if task != "regression" else None,
+        "calibration": describe_calibration(decision) if task != "regression" else None,
     }
     return {name: number(value) for name, value in facts.items() if value is not None}
+
+
+def describe_calibration(decision: dict[str, Any]) -> str | None:
+    """How the probabilities were calibrated; None where that is not known."""
+    kind = decision.get("calibration") or ("temperature" if decision.get("temperature") is not None else None)
+    return (
+        f"temperature {number(decision.get('temperature'))}"
+        if kind == "temperature"
+        else "none"
+        if kind == "no"
+        else kind
+    )
+
+
+def describe_odds(run: Run) -> str:
+    """By how much the network is better or worse than the best baseline, and whether chance could have made it."""
+    verdict = run.metrics.get("verdict")
+    if not verdict or verdict["split"] != "test" or not verdict["network_is_better_by"]:
+        return ""
+    return f" {describe_difference(verdict)}"
+
+
+def build_cost_table(run: Run) -> Table | None:
+    """What each decision costs; None where no costs are set."""
+    costs, classes = (run.metrics.get("decision") or {}).get("costs") or [], run.schema.target.classes
+    if not costs:
+        return None
+    shown = slice(MOST_TABLE_COLUMNS)
+    return Table(
+        caption="Costs of the decisions: each row gets the class of the least expected cost",
+        head=["true class", *(f"predicted {name}" for name in classes[shown])],
+        rows=[[name, *map(number, row[shown])] for name, row in zip(classes[shown], costs, strict=False)],
+        note=f"{len(classes) - MOST_TABLE_COLUMNS:,} more classes are in metrics.json."
+        if len(classes) > MOST_TABLE_COLUMNS
+        else "",
+    )
 
 
 def build_leaderboard_table(run: Run) -> Table | None:
@@ -155,19 +156,19 @@ def build_split_table(run: Run) -> Table | None:
 def build_schema_table(run: Run) -> Table:
     """Every column: kind, missing share, distinct values, drift, and why it is left out."""
     drift = run.data.get("drift") or {}
-    head = ["column", "kind", "use", "missing", "distinct", "example", *(["drift val", "drift test"] if drift else [])]
+    head = ["column", "kind", "use", "example", "missing", "distinct", *(["drift val", "drift test"] if drift else [])]
     rows = []
     for column in run.schema.columns[:MOST_TABLE_ROWS]:
         use = "id" if column.is_id else "left out" if column.dropped else "feature"
         missing = share(column.num_missing, run.schema.num_rows) if column.num_missing else "0"
-        cells = [column.name, column.kind, f"{use}: {column.dropped}" if column.dropped else use, missing]
+        cells = [column.name, column.kind, f"{use}: {column.dropped}" if column.dropped else use, column.example]
         moved = drift.get(column.name) or {}
         drifts = [number(moved.get(split)) for split in ("val", "test")] if drift else []
-        rows.append([*cells, f"{column.num_distinct:,}", column.example, *drifts])
+        rows.append([*cells, missing, f"{column.num_distinct:,}", *drifts])
     hidden = len(run.schema.columns) - MOST_TABLE_ROWS
     notes = [f"{hidden:,} more columns are in schema.json."] if hidden > 0 else []
     notes += ["Drift: how far the column's values are from the train rows'; 0 is none."] if drift else []
-    return Table(caption="Columns of the table", head=head, rows=rows, num_text=3, note=" ".join(notes))
+    return Table(caption="Columns of the table", head=head, rows=rows, num_text=4, note=" ".join(notes))
 
 
 def build_metric_table(run: Run) -> Table | None:
@@ -175,38 +176,11 @@ def build_metric_table(run: Run) -> Table | None:
     val, test = run.metrics.get("val") or {}, run.metrics.get("test") or {}
     names = list(dict.fromkeys([*test, *val]))
     rows = [[metric_name(name), number(val.get(name)), number(test.get(name))] for name in names]
-    caption = "Every metric; weights, temperature and threshold were chosen on the validation rows"
+    by_costs = bool((run.metrics.get("decision") or {}).get("costs"))
+    caption = "Every metric; weights and calibration were chosen on the validation rows, decisions by their costs"
+    if not by_costs:
+        caption = "Every metric; weights, calibration and threshold were chosen on the validation rows"
     return Table(caption=caption, head=["metric", "validation", "test"], rows=rows) if rows else None
-
-
-def build_worst_table(run: Run) -> Table | None:
-    """The test rows with the least probable true class, or the largest residual."""
-    test, target = run.test, run.schema.target
-    if not len(test):
-        return None
-    if target.task == "regression":
-        extra = {"residual": test["target"] - test["prediction"]}
-        badness = extra["residual"].abs().to_numpy(float)
-    else:
-        p = test[[f"p_{name}" for name in target.classes]].to_numpy(float)
-        places = pd.Index(target.classes)
-        own, said = (places.get_indexer(pd.Index(test[name].astype(str))) for name in ("target", "prediction"))
-        if min(own.min(), said.min()) < 0:
-            raise ValueError("predictions.parquet holds a class that schema.json does not know")
-        at = np.arange(len(test))
-        extra = {"p of the true class": pd.Series(p[at, own]), "p of the prediction": pd.Series(p[at, said])}
-        badness = -p[at, own]
-    worst = np.argsort(-badness, kind="stable")[:NUM_WORST_ROWS]
-    ids = [name for name in run.schema.id_columns if name in test]
-    columns = {name: test[name] for name in ("row", *ids, "target", "prediction")} | extra
-    rows = [[_cell(values.iloc[at]) for values in columns.values()] for at in worst]
-    caption = f"The {len(rows)} test rows that the network is most wrong about"
-    head = ["row", *ids, f"target: {target.name}", "prediction", *extra]
-    return Table(caption=caption, head=head, rows=rows, num_text=0, note="Row: place in the input table, from 0.")
-
-
-def _cell(value: Any) -> str:
-    return f"{int(value)}" if isinstance(value, int | np.integer) else number(value)
 
 
 def build_reproduction(run: Run) -> dict[str, str]:
@@ -231,6 +205,136 @@ def build_reproduction(run: Run) -> dict[str, str]:
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}
 
 
+def build_importance_table(run: Run) -> Table | None:
+    """What the metric loses without each column, and the spread over the shuffles; None where it was not measured."""
+    found = run.metrics.get("importance") or {}
+    columns = found.get("columns") or {}
+    if not columns:
+        return None
+    rows = [[name, number(value["mean"]), number(value["std"])] for name, value in columns.items()]
+    hidden = len(rows) - MOST_TABLE_ROWS
+    return Table(
+        caption=f"How much worse the {metric_name(found.get('metric', ''))} is when a column is shuffled",
+        head=["column", "mean", "deviation"],
+        rows=rows[:MOST_TABLE_ROWS],
+        note=f"{hidden:,} less important columns are in metrics.json." if hidden > 0 else "",
+    )
+
+
+def describe_importance(run: Run) -> str:
+    """On which rows the columns were measured, and what that means; empty where they were not."""
+    found = run.metrics.get("importance") or {}
+    if not found.get("num_rows"):
+        return ""
+    return (
+        f"Measured on {found['num_rows']:,} validation rows, each column shuffled {found.get('num_repeats', 0)} times. "
+        "These rows also chose the weights, so the losses are no unbiased figures; no test row was looked at. Columns "
+        "that tell the same share their importance. None of it was used to choose anything."
+    )
+
+
+def build_part_table(run: Run) -> Table:
+    """What the wall time of the run went into."""
+    timeline = run.timeline
+    parts = {part: seconds for part, seconds in timeline.parts.items() if seconds >= 0.05}
+    rows = []
+    for part, seconds in parts.items():
+        is_paused = part == "paused"
+        shown = "–" if is_paused else share(seconds, timeline.active_s)
+        rows.append([f"{PARTS[part]}{', not counted' if is_paused else ''}", describe_duration(seconds), shown])
+    best = {(at, column) for at, part in enumerate(parts) for column in (1, 2) if part in USEFUL}
+    return Table(
+        caption="What the time went into until this page was written; bold is of use",
+        head=["part", "time", "share"],
+        rows=rows,
+        best=frozenset(best),
+    )
+
+
+def build_attempt_table(run: Run) -> Table:
+    """Every attempt: where and when it ran, how it ended, and what it brought."""
+    attempts = run.timeline.attempts
+    shown = attempts[-MOST_ATTEMPTS:]
+    has_launcher = any(attempt.job or attempt.hosts for attempt in shown)
+    rows = []
+    for attempt in shown:
+        hosts = ", ".join(attempt.hosts[:3]) + (f" +{len(attempt.hosts) - 3}" if len(attempt.hosts) > 3 else "")
+        # the reason of a crash is a sentence, and stands among the events
+        ended = attempt.kind.replace("_", " ") + (f": {attempt.reason}" if attempt.kind == "stopped" else "")
+        cells = [str(attempt.number), ended, moment(attempt.began_s)]
+        cells += [attempt.job or "–", hosts or "–"] if has_launcher else []
+        rows.append([*cells, *map(number, (attempt.first_step, attempt.last_step, attempt.lost_steps))])
+    head = ["attempt", "ended", "started (UTC)", *(["job", "hosts"] if has_launcher else [])]
+    hidden = len(attempts) - len(shown)
+    return Table(
+        caption="Attempts: each start of the run",
+        head=[*head, "from step", "to step", "lost steps"],
+        rows=rows,
+        num_text=len(head),
+        note=f"The newest {len(shown)} of {len(attempts):,} attempts." if hidden else "",
+    )
+
+
+def moment(seconds: float) -> str:
+    """Seconds since 1970 as a date and time of day, UTC."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _words(event: Event, name: str) -> str:
+    value = event.get(name)
+    return ", ".join(map(str, value)) if isinstance(value, list) else "?" if value is None else str(value)
+
+
+def _describe_hang(event: Event) -> str:
+    rank, host, phase, step = (_words(event, name) for name in ("rank", "host", "phase", "step"))
+    silent_s = event.get("silent_s")
+    silent = describe_duration(silent_s) if is_number(silent_s) else "?"
+    return f"process {rank} on {host} hung in phase {phase} at step {step}: no sign for {silent}"
+
+
+# Events that a person should know of -> what to say of one.
+NOTABLE: dict[str, Callable[[Event], str]] = {
+    "checkpoint_failed": lambda e: f"the checkpoint of step {_words(e, 'step')} was not written: {_words(e, 'why')}",
+    "skipped": lambda e: f"the update of step {_words(e, 'step')} was skipped: train rows {_words(e, 'rows')}, ...",
+    "restored": lambda e: f"went back from step {_words(e, 'step')} to the checkpoint of step {_words(e, 'to')}",
+    "hang": _describe_hang,
+    "stop": lambda e: f"stopped at step {_words(e, 'step')}: {_words(e, 'reason')}",
+    "failed": lambda e: f"failed at step {_words(e, 'step')}: {_words(e, 'why')}",
+    "end": lambda e: (
+        f"{_words(e, 'kind')}, step {_words(e, 'last_step')} is safe: {_words(e, 'reason')}; then {_words(e, 'action')}"
+    ).replace("_", " "),
+}
+
+
+def build_events(run: Run) -> list[str]:
+    """What happened that a person should know of, the newest; the first line says if there is more."""
+    first_s = min((span.from_s for span in run.timeline.spans), default=0.0)
+    ended = {e["attempt"] for e in run.events if e["event"] == "end"}  # the launcher's word says more than `stop`
+    notable = [
+        e
+        for e in run.events
+        if e["event"] in NOTABLE and not (e.get("kind") == "done" or (e["event"] == "stop" and e["attempt"] in ended))
+    ]
+    lines = [
+        f"{describe_duration(max(0.0, e['time'] - first_s))}, attempt {e['attempt']}: {NOTABLE[e['event']](e)}"
+        for e in notable[-MOST_EVENTS:]
+    ]
+    hidden = len(notable) - len(lines)
+    return [*([f"{hidden:,} earlier events are in events.jsonl."] if hidden else []), *lines]
+
+
+def build_timeline(run: Run) -> dict[str, Any] | None:
+    """The section on where the time went; None where no event was written."""
+    if not run.timeline.attempts:
+        return None
+    return {
+        "lines": describe(run.timeline).splitlines(),
+        "parts": build_part_table(run),
+        "attempts": build_attempt_table(run),
+        "events": build_events(run),
+    }
+
+
 def build_page(run: Run) -> dict[str, Any]:
     """Everything that the template shows, save the pictures."""
     _, rows = build_leaderboard(run)
@@ -239,13 +343,17 @@ def build_page(run: Run) -> dict[str, Any]:
         "run": run,
         "target": run.schema.target,
         "headlines": build_headlines(run),
-        "rank": state_rank(selection_metric(run), rows),
+        "rank": state_rank(rank_metric(run), rows) + describe_odds(run),
         "facts": build_facts(run),
         "leaderboard": build_leaderboard_table(run),
         "splits": build_split_table(run),
         "columns": build_schema_table(run),
         "metrics": build_metric_table(run),
+        "costs": build_cost_table(run),
+        "timeline": build_timeline(run),
+        "importance": build_importance_table(run),
+        "importance_words": describe_importance(run),
         "reproduction": build_reproduction(run),
         "command": command if isinstance(command, str) else " ".join(map(str, command)),
-        "warnings": run.data.get("warnings") or [],
+        "warnings": [*(run.data.get("warnings") or []), *(run.metrics.get("warnings") or [])],
     }

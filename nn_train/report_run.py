@@ -9,9 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from nn_train import plots_run
+from nn_train import plots_explain, plots_run
 from nn_train.errors import RunFolderError
-from nn_train.schema import TableSchema, Task
+from nn_train.metrics import BY_TASK, LOWER_IS_BETTER, QUANTILE_METRICS
+from nn_train.schema import TableSchema, TargetSpec, Task
+from nn_train.timeline import EVENTS_FILE, Event, Span, Timeline, read_events, summarise
 
 logger = logging.getLogger("nn_train")
 
@@ -22,10 +24,8 @@ MAIN_METRICS: dict[Task, tuple[str, ...]] = {
     "regression": ("rmse", "mae", "r2", "median_absolute_error", "pearson_r", "mape"),
 }
 NUM_HEADLINES = 4
+MOST_BARS = 30  # more attempts than these are no longer told apart in one picture
 FALLBACK_METRIC: dict[Task, str] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
-LOWER_IS_BETTER = frozenset(
-    ("log_loss", "brier_score", "expected_calibration_error", "rmse", "mae", "median_absolute_error", "mape")
-)
 METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "log_loss": "log-loss",
@@ -34,6 +34,7 @@ METRIC_NAMES = {
     "f1_weighted": "weighted F1",
     "rmse": "RMSE",
     "mae": "MAE",
+    "pinball_loss": "pinball loss",
     "mape": "MAPE",
     "r2": "R²",
     "pearson_r": "Pearson r",
@@ -44,11 +45,21 @@ METRIC_NAMES = {
     "brier_score": "Brier score",
     "expected_calibration_error": "calibration error",
 }
+JSON_FILES = {
+    "status": "status",
+    "metrics": "metrics",
+    "data": "data",
+    "environment": "environment",
+    "explanation": "explain",
+}
 MODEL_NAMES = {
     "majority": "majority class",
     "mean": "mean of the target",
     "linear": "linear model",
     "hist_gradient_boosting": "gradient boosting",
+    "lightgbm": "LightGBM",
+    "catboost": "CatBoost",
+    "xgboost": "XGBoost",
 }
 
 
@@ -69,9 +80,12 @@ class Run:
     metrics: dict[str, Any]
     data: dict[str, Any]
     environment: dict[str, Any]
+    explanation: dict[str, Any]
     history: pd.DataFrame
     test: pd.DataFrame
     val: pd.DataFrame
+    events: list[Event]
+    timeline: Timeline
     notes: list[str]
 
 
@@ -111,8 +125,8 @@ def read_run(run_dir: Path) -> Run:
             return empty
 
     jsons = {
-        name: read(f"{name}.json", lambda path: dict(json.loads(path.read_text(encoding="utf-8"))), {})
-        for name in ("status", "metrics", "data", "environment")
+        field: read(f"{name}.json", lambda path: dict(json.loads(path.read_text(encoding="utf-8"))), {})
+        for field, name in JSON_FILES.items()
     }
     return Run(
         schema=schema,
@@ -120,6 +134,8 @@ def read_run(run_dir: Path) -> Run:
         history=read("metrics.jsonl", read_json_lines, pd.DataFrame()),
         test=read("predictions.parquet", read_predictions, pd.DataFrame()),
         val=read("predictions_val.parquet", read_predictions, pd.DataFrame()),
+        events=read(EVENTS_FILE, lambda path: read_events(path.parent), []),
+        timeline=read(EVENTS_FILE, lambda path: summarise(read_events(path.parent)), Timeline()),
         notes=notes,
         **jsons,
     )
@@ -140,7 +156,7 @@ def build_leaderboard(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
         for key, values in models.items()
         if values
     ]
-    names = [n for n in MAIN_METRICS[run.schema.target.task] if any(row["values"].get(n) is not None for row in rows)]
+    names = [n for n in shown_metrics(run.schema.target) if any(row["values"].get(n) is not None for row in rows)]
     return names, rows
 
 
@@ -168,6 +184,20 @@ def state_rank(metric: str, rows: list[dict[str, Any]]) -> str:
     return f"The network wins: it is number {place}. {rival}."
 
 
+def shown_metrics(target: TargetSpec) -> tuple[str, ...]:
+    """The main metrics of what is predicted, the headline first."""
+    main = MAIN_METRICS[target.task]
+    return (*QUANTILE_METRICS, *main) if target.quantiles else main
+
+
+def rank_metric(run: Run) -> str:
+    """The metric by which models are ranked: baselines have none of quantiles, nor the user's own."""
+    metric, task = selection_metric(run), run.schema.target.task
+    if metric in QUANTILE_METRICS:
+        return "mae"
+    return metric if metric in BY_TASK[task] else FALLBACK_METRIC[task]
+
+
 def selection_metric(run: Run) -> str:
     """The metric that chose the weights, or the first main metric of the task."""
     return (run.metrics.get("selection") or {}).get("metric") or FALLBACK_METRIC[run.schema.target.task]
@@ -177,22 +207,25 @@ def build_comparison(run: Run) -> plots_run.Comparison:
     """The headline metrics of all models for a picture."""
     _, rows = build_leaderboard(run)
     panels = {}
-    for name in dict.fromkeys((selection_metric(run), *MAIN_METRICS[run.schema.target.task][:3])):
+    for name in dict.fromkeys((rank_metric(run), *MAIN_METRICS[run.schema.target.task][:3])):
         values = {row["name"]: row["values"][name] for row in rows if row["values"].get(name) is not None}
         if values:
             panels[f"{metric_name(name)} ({'lower' if name in LOWER_IS_BETTER else 'higher'} is better)"] = values
-    verdict = state_rank(selection_metric(run), rows).split(". ")[0]
+    verdict = state_rank(rank_metric(run), rows).split(". ")[0]
     return plots_run.Comparison(panels=panels, network=rows[0]["name"], verdict=verdict)
 
 
-def build_importance(run: Run) -> plots_run.ImportanceView:
+def build_importance(run: Run) -> plots_explain.ImportanceView:
     """What was measured of the columns; nothing where it was not measured."""
     found = run.metrics.get("importance") or {}
-    return plots_run.ImportanceView(
+    return plots_explain.ImportanceView(
         metric=metric_name(found.get("metric", "")),
         columns=found.get("columns") or {},
         num_rows=found.get("num_rows", 0),
+        num_repeats=found.get("num_repeats", 0),
         error_by_top_column=found.get("error_by_top_column") or {},
+        dependence=run.explanation.get("dependence") or {},
+        is_class=run.schema.target.task != "regression",
     )
 
 
@@ -217,3 +250,42 @@ def build_history(run: Run) -> plots_run.History:
         frames[split] = frame.drop_duplicates("step", keep="last").sort_values("step") if "step" in frame else frame
     best_step = (run.metrics.get("selection") or {}).get("step")
     return plots_run.History(selection_metric=selection_metric(run), best_step=best_step, **frames)
+
+
+def build_timeline_view(run: Run) -> plots_run.TimelineView:
+    """The newest attempts as bars; pauses are cut out of the time, since a night would hide everything else."""
+    timeline = run.timeline
+    shown = timeline.attempts[-MOST_BARS:]
+    pauses = [span for span in timeline.spans if span.part == "paused"]
+    first_s = min((span.from_s for span in timeline.spans), default=0.0)
+
+    def place(moment_s: float) -> float:
+        return moment_s - first_s - sum(max(0.0, min(moment_s, span.to_s) - span.from_s) for span in pauses)
+
+    merged: dict[int, list[tuple[str, float, float]]] = {attempt.number: [] for attempt in shown}
+    for span in timeline.spans:
+        if span.part != "paused" and span.attempt in merged:
+            _merge(merged[span.attempt], span, place)
+    bars = []
+    for attempt in shown:
+        spans = merged[attempt.number]
+        low, high = (spans[0][1], spans[-1][2]) if spans else (0.0, 0.0)
+        ticks = [min(max(place(moment_s), low), high) for moment_s in attempt.checkpoints_s]
+        name = f"{attempt.number} {attempt.kind.replace('_', ' ')}"
+        bars.append(plots_run.AttemptBar(name=name, spans=spans, checkpoints_s=ticks))
+    return plots_run.TimelineView(
+        goodput=timeline.goodput,
+        parts=timeline.parts,
+        bars=bars,
+        num_attempts=len(timeline.attempts),
+        pauses=[(place(span.from_s), span.seconds) for span in pauses if span.attempt in merged],
+    )
+
+
+def _merge(spans: list[tuple[str, float, float]], span: Span, place: Callable[[float], float]) -> None:
+    """Training is cut at every checkpoint; in the picture it is one piece."""
+    from_s, to_s = place(span.from_s), place(span.to_s)
+    if spans and spans[-1][0] == span.part:
+        spans[-1] = (span.part, spans[-1][1], to_s)
+    else:
+        spans.append((span.part, from_s, to_s))

@@ -4,19 +4,25 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from nn_train.attempts import Fence, Launched, claim, refuse_newer
 from nn_train.config import check_config, dump_config, load_config
 from nn_train.errors import ConfigError, RunFolderError
-from nn_train.settings import Config, changed_keys
+from nn_train.network_choice import is_resolution
+from nn_train.settings import Config, ModelConfig, changed_keys
+from nn_train.timeline import EVENTS_FILE
 
+MODEL_FILE = (
+    "model.json"  # the network's settings as the first start resolved them: a later one may be on another device
+)
 # What a start writes before config.yaml: where it was killed in between, these are all there is.
 START_FILES = (
     "schema.json",
@@ -26,6 +32,7 @@ START_FILES = (
     "preprocessor.safetensors",
     "environment.json",
     "git.diff",
+    MODEL_FILE,
 )
 # All that a run writes; `checkpoint.resume=never` removes these and nothing else.
 OUTPUTS = (
@@ -34,26 +41,35 @@ OUTPUTS = (
     "wandb",
     "status.json",
     "tracked.json",
+    EVENTS_FILE,
     "metrics.json",
     "metrics.jsonl",
+    "explain.json",
     "predictions.parquet",
     "predictions_val.parquet",
     "report.html",
     "model.safetensors",
+    "bundle.zip",
     *START_FILES,
     "config.yaml",  # the last one: without it the folder is no run's
 )
+LR_FILES = ("find_lr.png", "find_lr.csv")  # of python -m nn_train.find_lr, before any run or beside one
+ENSEMBLE_FILE = "ensemble.json"  # in the folder that holds the runs of python -m nn_train.ensemble
 LOCK_FILE = ".lock"
 # What the launcher keeps beside the run; it may be there before the run is.
-LAUNCH_FOLDERS = ("attempts", "launch", "logs")
+LAUNCH_FILES = ("attempts", "launch", "logs", EVENTS_FILE)
 
 
-def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file whole: temporary name in the same folder, fsync, rename."""
+def write_file(path: Path, content: bytes | str, *, midway: Callable[[], object] = lambda: None) -> None:
+    """Write a file whole: temporary name in the same folder, fsync, rename; `midway` is called when half is written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            data = memoryview(content.encode() if isinstance(content, str) else content)
+            file.write(data[: len(data) // 2])
+            file.flush()
+            midway()
+            file.write(data[len(data) // 2 :])
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -89,7 +105,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file of a run. Raises RunFolderError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(
             f"this file of the run cannot be read: {error}", where=str(path), fix="run.dir=NEW"
         ) from None
@@ -98,6 +114,13 @@ def read_json(path: Path) -> Any:
 def write_status(run_dir: Path, state: str, *, reason: str = "", step: int = 0) -> None:
     """Say where the run stands: running, done, stopped or failed; `step` counts the steps that are safe."""
     write_json(run_dir / "status.json", {"state": state, "reason": reason, "step": step})
+
+
+def is_finished(run_dir: Path, *, has_page: bool) -> bool:
+    """Has the run in this folder come to its end, the page included where it has one?"""
+    pages = ("report.html",) if has_page else ()
+    present = all((run_dir / name).exists() for name in ("status.json", "metrics.json", *pages))
+    return present and read_json(run_dir / "status.json")["state"] == "done"
 
 
 @contextmanager
@@ -136,7 +159,7 @@ def holds_run(run_dir: Path) -> bool:
     if run_dir.exists() and not run_dir.is_dir():
         raise RunFolderError("the run folder is a file", where=str(run_dir), fix="run.dir=FOLDER")
     names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    known = (*START_FILES, *LAUNCH_FOLDERS, LOCK_FILE)
+    known = (*START_FILES, *LAUNCH_FILES, *LR_FILES, LOCK_FILE)
     if all(name in known or fnmatch(name, ".*.tmp") for name in names):
         return False
     if "config.yaml" not in names:
@@ -162,13 +185,33 @@ def read_config(run_dir: Path) -> Config:
         ) from None
 
 
+def read_model(run_dir: Path, asked: ModelConfig) -> ModelConfig | None:
+    """The network that the run in the folder has, if there is one that `asked` could have become.
+
+    Raises:
+        RunFolderError: the folder's word on it is damaged.
+    """
+    file = run_dir / MODEL_FILE
+    if not file.exists():
+        return None
+    try:
+        found = ModelConfig.model_validate(read_json(file))
+    except ValidationError:
+        raise RunFolderError(
+            "this file of the run holds no network's settings",
+            where=str(file),
+            fix="run.dir=NEW, or checkpoint.resume=never to replace that run",
+        ) from None
+    return found if is_resolution(found, asked) else None
+
+
 def refuse_other_run(run_dir: Path, previous: Config, config: Config, *, fingerprint: str) -> None:
     """Refuse to go on with a run whose settings or data make its checkpoints meaningless.
 
     Raises:
         RunFolderError: with every key that differs, old -> new.
     """
-    changed = changed_keys(_portable(previous), _portable(config))
+    changed = changed_keys(portable(previous), portable(config))
     data_file = run_dir / "data.json"
     if not changed and data_file.exists() and read_json(data_file)["fingerprint"] != fingerprint:
         changed = [f"the content of {config.data.path}"]
@@ -181,8 +224,8 @@ def refuse_other_run(run_dir: Path, previous: Config, config: Config, *, fingerp
         )
 
 
-def _portable(config: Config) -> Config:
-    """The config without the folders of its tables: what they hold is compared by fingerprint."""
+def portable(config: Config) -> Config:
+    """The config without the folders of its tables: what they hold is told by the fingerprint."""
     values = config.model_dump(mode="json")
     for section, key in (("data", "path"), ("split", "val_path"), ("split", "test_path")):
         if values[section][key]:

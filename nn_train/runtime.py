@@ -25,7 +25,9 @@ from accelerate.utils import (
     gather_object,
 )
 
+from nn_train.ending import is_main
 from nn_train.errors import ConfigError, UserError, WorldError, error_from_os
+from nn_train.pulse import pulse
 from nn_train.settings import TrainConfig
 
 T = TypeVar("T")
@@ -59,7 +61,10 @@ class Runtime:
         nobody waits for a process that has gone.
         """
         outcome, failure = _attempt(work)
-        failures = gather_object([failure]) if self.num_processes > 1 else [failure]
+        failures = [failure]
+        if self.num_processes > 1:
+            with pulse:
+                failures = gather_object(failures)
         for rank, shared in enumerate(failures):
             if isinstance(shared, UserError):
                 raise shared
@@ -73,18 +78,32 @@ class Runtime:
 
     def broadcast(self, value: T) -> T:
         """The main process's value, on every process."""
-        return broadcast_object_list([value])[0] if self.num_processes > 1 else value
+        if self.num_processes == 1:
+            return value
+        with pulse:
+            return broadcast_object_list([value])[0]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of `values` over all processes, on every process."""
-        return self.accelerator.reduce(values, reduction="sum") if self.num_processes > 1 else values
+        if self.num_processes == 1:
+            return values
+        with pulse:
+            return self.accelerator.reduce(values, reduction="sum")  # type: ignore[return-value]
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` of all processes, one after another along the first axis, on every process."""
+        if self.num_processes == 1:
+            return values
+        with pulse:
+            return self.accelerator.gather(values)  # type: ignore[return-value]
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag: is it set on any process? The answer is the same on all."""
         if self.num_processes == 1:
             return flags
         total = self.sum(torch.tensor(flags, dtype=torch.float32, device=self.device))
-        return tuple(bool(value) for value in (total > 0).tolist())
+        with pulse:  # on a GPU it is here that the collective is waited for
+            return tuple(bool(value) for value in (total > 0).tolist())
 
 
 def _default_generator(device: torch.device) -> torch.Generator:
@@ -122,15 +141,16 @@ def start_runtime(config: TrainConfig, *, log_with: str | None = None) -> Runtim
     forget_mpi()
     AcceleratorState._reset_state()  # a second run in one Python process may want another precision
     GradientState._reset_state()
-    accelerator = Accelerator(
-        cpu=wants_cpu or not has_accelerator,  # without it, gloo processes would each be a world of one
-        mixed_precision=config.mixed_precision,
-        log_with=log_with,
-        # micro-batches are ours: a number left in the launcher's environment must not scale the gradients
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        # the networks' buffers are constants: sending them round before every forward would be for nothing
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    with pulse:  # the processes meet
+        accelerator = Accelerator(
+            cpu=wants_cpu or not has_accelerator,  # without it, gloo processes would each be a world of one
+            mixed_precision=config.mixed_precision,
+            log_with=log_with,
+            # micro-batches are ours: a number left in the launcher's environment must not scale the gradients
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # the networks' buffers are constants: sending them round before every forward would be for nothing
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
     torch.set_num_threads(config.cpu_threads)  # after Accelerate, which sets a number of its own
     if accelerator.distributed_type in SHARDED:
         raise ConfigError(
@@ -249,9 +269,8 @@ def set_up_logging() -> None:
     """
     if logger.handlers:
         return
-    is_main = os.environ.get("RANK", "0") == "0"
     logger.addHandler(_ShowHandler())
-    logger.setLevel(logging.INFO if is_main else logging.ERROR)
+    logger.setLevel(logging.INFO if is_main() else logging.ERROR)
     logger.propagate = False
 
 

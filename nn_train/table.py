@@ -4,13 +4,23 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from nn_train.errors import DataError
+from nn_train.errors import DataError, short
 from nn_train.settings import DataConfig
-from nn_train.table_files import TEXT_FORMATS, file_format, find_files, open_file, readable, refuse_duplicates
+from nn_train.table_files import (
+    TEXT_FORMATS,
+    file_format,
+    find_files,
+    open_arrow,
+    open_file,
+    plain_column,
+    readable,
+    reason,
+    refuse_damage,
+    refuse_duplicates,
+)
 from nn_train.table_text import BLOCK_BYTES, line_of_row, read_header, read_text
 
 
@@ -52,10 +62,10 @@ def _like_first(part: pa.Table, first: pa.Table, file: Path) -> pa.Table:
     fix = "give every shard the same columns"
     for name in first.column_names:
         if name not in part.column_names:
-            raise DataError(f"column '{name}' of the first shard is missing", where=str(file), fix=fix)
+            raise DataError(f"column '{short(name)}' of the first shard is missing", where=str(file), fix=fix)
     for name in part.column_names:
         if name not in first.column_names:
-            raise DataError(f"column '{name}' is not in the first shard", where=str(file), fix=fix)
+            raise DataError(f"column '{short(name)}' is not in the first shard", where=str(file), fix=fix)
     part = part.select(first.column_names)
     for name in first.column_names:
         kinds = [first.schema.field(name).type, part.schema.field(name).type]
@@ -63,7 +73,7 @@ def _like_first(part: pa.Table, first: pa.Table, file: Path) -> pa.Table:
             pa.unify_schemas([pa.schema({name: kind}) for kind in kinds], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             raise DataError(
-                f"column '{name}' holds {kinds[1]}, and {kinds[0]} in the first shard",
+                f"column '{short(name)}' holds {short(str(kinds[1]))}, and {short(str(kinds[0]))} in the first shard",
                 where=str(file),
                 fix="give the column one type in every shard",
             ) from None
@@ -85,6 +95,7 @@ def _read_file(file: Path, data: DataConfig) -> pa.Table:
         if kind in TEXT_FORMATS:
             return read_text(file, data, kind)
         table = {"json": _read_json, "parquet": _read_parquet, "arrow": _read_arrow}[kind](file)
+        refuse_damage(table, file)
     refuse_duplicates(table.column_names, file)
     return _plain_columns(table, file)
 
@@ -93,9 +104,9 @@ def _read_json(file: Path) -> pa.Table:
     try:
         with open_file(file) as stream:
             return pa_json.read_json(stream, read_options=pa_json.ReadOptions(block_size=BLOCK_BYTES))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter of the names of columns
         raise DataError(
-            f"this is not a table in JSON lines: {str(error).splitlines()[0]}",
+            f"this is not a table in JSON lines: {reason(error)}",
             where=str(file),
             fix="one JSON object a line, and one type per column",
         ) from None
@@ -105,53 +116,29 @@ def _read_parquet(file: Path) -> pa.Table:
     try:
         with pq.ParquetFile(file) as parquet:
             return parquet.read()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter of the names of columns
         raise DataError(
-            f"this is not a whole Parquet file: {str(error).splitlines()[0]}",
+            f"this is not a whole Parquet file: {reason(error)}",
             where=str(file),
             fix="write it again, or data.format=csv",
         ) from None
 
 
 def _read_arrow(file: Path) -> pa.Table:
-    with file.open("rb") as stream:
-        is_file = stream.read(6) == b"ARROW1"
-    try:
-        with pa.memory_map(str(file)) as source:
-            return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source).read_all()
-    except pa.ArrowException as error:
-        raise DataError(
-            f"this is not a whole Arrow file: {str(error).splitlines()[0]}",
-            where=str(file),
-            fix="write it again, or set data.format",
-        ) from None
+    with open_arrow(file) as reader:
+        return reader.read_all()
 
 
 def _plain_columns(table: pa.Table, file: Path) -> pa.Table:
     """Columns as `datasets` takes them: what is encoded (dictionaries, runs, extensions) as what it stands for."""
-    columns = {name: _plain_column(table.column(name)) for name in table.column_names}
+    columns = {name: plain_column(table.column(name)) for name in table.column_names}
     for name, column in columns.items():
         try:
             datasets.Features.from_arrow_schema(pa.schema({name: column.type}))
         except ValueError:
             raise DataError(
-                f"column '{name}' holds {column.type}, which cannot be read",
+                f"column '{short(name)}' holds {short(str(column.type))}, which cannot be read",
                 where=str(file),
                 fix="remove the column, or store it as numbers, text or dates",
             ) from None
     return pa.table(columns)
-
-
-def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind = column.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return column.cast(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return column.cast(kind.value_type)
-    if pa.types.is_run_end_encoded(kind):
-        return pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], type=kind.value_type)
-    if pa.types.is_map(kind):
-        return column.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
-    if pa.types.is_decimal(kind) and kind.bit_width < 128:
-        return column.cast(pa.decimal128(kind.precision, kind.scale))
-    return column

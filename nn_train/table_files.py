@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from nn_train.errors import DataError
+from nn_train.errors import DataError, short
+from nn_train.pulse import pulse
 from nn_train.settings import Config, DataConfig
 
 FORMATS = {
@@ -52,19 +54,19 @@ def find_files(path: str, *, key: str = "data.path") -> list[Path]:
     Raises:
         DataError: there are none; a name that is near is suggested.
     """
-    place = Path(path).expanduser()
-    if place.is_file():
+    place = Path(os.path.expanduser(path))
+    if os.path.isfile(place):  # pathlib would raise an error for a name that is too long
         return [place]
-    if place.is_dir():
+    if os.path.isdir(place):
         found = [file for file in sorted(place.rglob("*")) if file.is_file() and _is_table(file.relative_to(place))]
         if not found:
             raise DataError("the folder holds no tables", where=str(place), fix=f"{key}=FILE, FOLDER or 'FOLDER/*.csv'")
         return found
-    found = sorted(Path(name) for name in glob.glob(str(place), recursive=True) if Path(name).is_file())
+    found = sorted(Path(name) for name in glob.glob(str(place), recursive=True) if os.path.isfile(name))
     if found:
         return found
     hint = f"; there is no folder {place.parent}"
-    if place.parent.is_dir():
+    if os.path.isdir(place.parent):
         near = difflib.get_close_matches(place.name, [file.name for file in place.parent.iterdir()], n=1, cutoff=0.5)
         hint = f"; near it lies {near[0]}" if near else ""
     raise DataError(f"no such file{hint}", where=str(place), fix=f"{key}=FILE, FOLDER or 'FOLDER/*.csv'")
@@ -95,6 +97,7 @@ def fingerprint(files: list[Path]) -> str:
         with readable(file), file.open("rb") as stream:
             digest.update(f"{suffix_of(file)}{compression_of(file)}\0{file.stat().st_size}\0".encode())
             while block := stream.read(1 << 20):
+                pulse.beat()
                 digest.update(block)
     return digest.hexdigest()
 
@@ -102,7 +105,7 @@ def fingerprint(files: list[Path]) -> str:
 def cache_dir(data: DataConfig) -> Path:
     """Where packed rows are kept: data.cache_dir, else the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(data.cache_dir or f"{home}/nn_train").expanduser().absolute()
+    return Path(os.path.expanduser(data.cache_dir or f"{home}/nn_train")).absolute()
 
 
 def file_format(file: Path, data: DataConfig) -> str:
@@ -123,11 +126,11 @@ def readable(file: Path) -> Iterator[None]:
     """Turn what the system or a decompressor says of a file into an error that names it."""
     try:
         yield
-    except (zlib.error, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, OSError) as error:
+    except (zlib.error, lzma.LZMAError, zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.strerror:
             what, fix = f"the file cannot be read: {error.strerror}", "check the file and its permissions"
         else:
-            what, fix = f"the file is damaged: {str(error).strip()}", "write or download it again"
+            what, fix = f"the file is damaged: {reason(error)}", "write or download it again"
         raise DataError(what, where=str(file), fix=fix) from None
 
 
@@ -148,12 +151,17 @@ def open_file(file: Path) -> Iterator[Any]:
 
 
 def _only_member(archive: zipfile.ZipFile, file: Path) -> zipfile.ZipInfo:
-    members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX/")]
+    members = [m for m in archive.infolist() if not m.filename.endswith("/") and not m.filename.startswith("__MACOSX/")]
     if len(members) != 1:
         raise DataError(f"the archive holds {len(members)} files", where=str(file), fix="give one table per archive")
     if members[0].flag_bits & 1:
         raise DataError("the archive is encrypted", where=str(file), fix="unpack it, and data.path=FILE")
     return members[0]
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library says of a file."""
+    return short(next(iter(str(error).strip().splitlines()), type(error).__name__), most=200)
 
 
 def refuse_duplicates(names: list[str], file: Path) -> None:
@@ -162,8 +170,68 @@ def refuse_duplicates(names: list[str], file: Path) -> None:
     for index, name in enumerate(names, 1):
         if name in first:
             raise DataError(
-                f"two columns are called '{name}' (columns {first[name]} and {index})",
+                f"two columns are called '{short(name)}' (columns {first[name]} and {index})",
                 where=str(file),
                 fix="rename one of them",
             )
         first[name] = index
+
+
+@contextmanager
+def open_arrow(file: Path) -> Iterator[Any]:
+    """Arrow's reader of an IPC file or stream.
+
+    Raises:
+        DataError: it is none, or cut off.
+    """
+    with file.open("rb") as stream:
+        is_file = stream.read(6) == b"ARROW1"
+    try:
+        with pa.memory_map(str(file)) as source:
+            yield (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source)
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter of the names of columns
+        raise DataError(
+            f"this is not a whole Arrow file: {reason(error)}",
+            where=str(file),
+            fix="write it again, or set data.format",
+        ) from None
+
+
+def refuse_damage(table: pa.Table, file: Path) -> None:
+    """Look at what Arrow takes on trust, since what lies beside it would be read: offsets, codes, text that is none."""
+    fix = "write the file again, with text in UTF-8, or remove the column"
+    for index in range(table.num_columns):
+        name = str(index + 1)
+        try:
+            name = table.field(index).name
+            if "\0" in name:
+                raise UnicodeError("it holds a zero byte")
+            table.column(index).validate(full=True)
+        except UnicodeError as error:
+            raise DataError(
+                f"the name of column {index + 1} is damaged: {reason(error)}", where=str(file), fix=fix
+            ) from None
+        except pa.ArrowException as error:
+            raise DataError(f"column '{short(name)}' is damaged: {reason(error)}", where=str(file), fix=fix) from None
+
+
+def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What is encoded (dictionaries, runs, extensions) as what it stands for."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return column.cast(kind.storage_type)
+    if pa.types.is_string_view(kind):
+        return column.cast(pa.large_string())
+    if pa.types.is_binary_view(kind):
+        return column.cast(pa.large_binary())
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        return column.cast(pa.large_list(kind.value_type))
+    if pa.types.is_dictionary(kind):
+        return column.cast(kind.value_type)
+    if pa.types.is_run_end_encoded(kind):
+        return pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], type=kind.value_type)
+    if pa.types.is_map(kind):
+        return column.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        return column.cast(pa.decimal128(kind.precision, kind.scale))
+    return column

@@ -10,17 +10,18 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from nn_train.errors import DataError
+from nn_train.errors import DataError, short
 from nn_train.settings import DataConfig
-from nn_train.table_files import open_file, refuse_duplicates
+from nn_train.table_files import open_file, reason, refuse_duplicates
 
 DELIMITERS = {
     ",": "data.delimiter=,",
@@ -35,7 +36,7 @@ OTHER_FORMATS = {
     b"\x1f\x8b\x08": ("a gzip file", "end its name in .csv.gz"),
 }
 EXCEL_DELIMITER = re.compile(r"sep=(.)\s*")  # a first line that Excel writes and reads
-BLOCK_BYTES = 1 << 24  # a field cannot be longer
+BLOCK_BYTES = 1 << 24  # a row can be as long, and not much longer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,29 +56,69 @@ def read_text(file: Path, data: DataConfig, kind: str) -> pa.Table:
         DataError: naming the line that cannot be decoded, or has too many or too few fields.
     """
     header = read_header(file, data, kind)
-    columns = dict.fromkeys(header.names, pa.string())
     if not header.has_rows:
-        return pa.schema(columns).empty_table()
-    convert = pa_csv.ConvertOptions(column_types=columns, strings_can_be_null=False, check_utf8=True)
-    parse = pa_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True)
-    encoding = "utf8" if _codec(data) == "utf-8-sig" else data.encoding
-    read = pa_csv.ReadOptions(
-        encoding=encoding, column_names=header.names, skip_rows=header.num_lines, block_size=BLOCK_BYTES
-    )
+        return pa.schema(dict.fromkeys(header.names, pa.string())).empty_table()
+    with named_mistakes(file, data, header), open_file(file) as stream:
+        table = pa_csv.read_csv(stream, **text_options(header, data))
+    refuse_zero_bytes(table, file, data, header)
+    refuse_open_quote(table, file, data, header)
+    return table
+
+
+def stream_text(file: Path, data: DataConfig, kind: str) -> Iterator[pa.Table]:
+    """The same piece by piece."""
+    header = read_header(file, data, kind)
+    last = pa.schema(dict.fromkeys(header.names, pa.string())).empty_table()
+    yield last
+    if not header.has_rows:
+        return
+    first_row = 0
+    with (
+        named_mistakes(file, data, header),
+        open_file(file) as stream,
+        pa_csv.open_csv(stream, **text_options(header, data)) as reader,
+    ):
+        for batch in reader:
+            last = pa.Table.from_batches([batch])
+            refuse_zero_bytes(last, file, data, header, first_row=first_row)
+            first_row += len(last)
+            yield last
+    refuse_open_quote(last, file, data, header)
+
+
+@contextmanager
+def named_mistakes(file: Path, data: DataConfig, header: Header) -> Iterator[None]:
+    """Turn what Arrow says of a text table into an error that names the line."""
     try:
-        with open_file(file) as stream:
-            table = pa_csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
+        yield
     except (pa.ArrowInvalid, UnicodeError) as error:
         _explain(file, data, header)
         raise DataError(
-            f"the table cannot be read: {str(error).splitlines()[0]}",
+            f"the table cannot be read: {reason(error)}",
             where=str(file),
             fix="look at data.delimiter and data.encoding",
         ) from None
-    _refuse_zero_bytes(table, file, data, header)
-    if len(table) and "\n" in table.column(-1)[-1].as_py():  # perhaps a quote that swallows the rest of the file
+
+
+def refuse_open_quote(table: pa.Table, file: Path, data: DataConfig, header: Header) -> None:
+    """Look closer where the last value has a line break: perhaps a quote swallows the rest of the file."""
+    if len(table) and "\n" in table.column(-1)[-1].as_py():
         _explain(file, data, header)
-    return table
+
+
+def text_options(header: Header, data: DataConfig) -> dict[str, Any]:
+    """How Arrow reads the rows below this header: every column as text."""
+    columns = dict.fromkeys(header.names, pa.string())
+    return {
+        "convert_options": pa_csv.ConvertOptions(column_types=columns, strings_can_be_null=False, check_utf8=True),
+        "parse_options": pa_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True),
+        "read_options": pa_csv.ReadOptions(
+            encoding="utf8" if _codec(data) == "utf-8-sig" else data.encoding,
+            column_names=header.names,
+            skip_rows=header.num_lines,
+            block_size=BLOCK_BYTES,
+        ),
+    }
 
 
 def _codec(data: DataConfig) -> str:
@@ -104,6 +145,11 @@ def _open_text(file: Path, data: DataConfig) -> Iterator[io.TextIOWrapper]:
             text.detach()
 
 
+def _reader(lines: Iterable[str], delimiter: str, *, strict: bool) -> Any:
+    csv.field_size_limit(sys.maxsize)  # of the whole process
+    return csv.reader(lines, delimiter=delimiter, strict=strict)
+
+
 def read_header(file: Path, data: DataConfig, kind: str) -> Header:
     """Read the column names. Raises DataError for another format, a wrong delimiter, or names that repeat."""
     with open_file(file) as stream:
@@ -116,20 +162,24 @@ def read_header(file: Path, data: DataConfig, kind: str) -> Header:
             if excel := EXCEL_DELIMITER.fullmatch(line):
                 delimiter = data.delimiter or excel[1]
                 line, num_lines = text.readline(), 2
-            if "\0" in line:
+            if len(line) > BLOCK_BYTES:
                 raise DataError(
-                    "this is not a text table: it holds zero bytes",
+                    f"line {num_lines} is longer than {BLOCK_BYTES >> 20} MiB; it should name the columns",
                     where=str(file),
-                    fix="data.format=parquet, arrow or json, or data.encoding=utf-16",
+                    fix="look whether it is a text table, with an end to each line",
                 )
-            reader = csv.reader(itertools.chain([line], text), delimiter=delimiter, strict=True)
+            _refuse_zero_byte(line, file)
+            reader = _reader(itertools.chain([line], text), delimiter, strict=True)
             fields = next(reader)
+            _refuse_zero_byte("".join(fields), file)  # of a quoted name with a line break
             has_rows = bool(text.read(1))
-    except UnicodeError:
+    except UnicodeError as error:
         _refuse_bytes(file, data)
-        raise
+        raise _not_encoded(file, data, error) from None
     except csv.Error as error:
-        raise DataError(f"the line of column names: {error}", where=str(file), fix="correct its quotes") from None
+        raise DataError(
+            f"the line of column names: {short(str(error))}", where=str(file), fix="correct its quotes"
+        ) from None
     if not line.strip():
         raise DataError(
             "the first line is empty; it should name the columns", where=str(file), fix="remove empty lines at the top"
@@ -138,6 +188,15 @@ def read_header(file: Path, data: DataConfig, kind: str) -> Header:
     names = [" ".join(name.splitlines()).strip() or f"column_{index}" for index, name in enumerate(fields, 1)]
     refuse_duplicates(names, file)
     return Header(names=names, delimiter=delimiter, num_lines=num_lines - 1 + reader.line_num, has_rows=has_rows)
+
+
+def _refuse_zero_byte(text: str, file: Path) -> None:
+    if "\0" in text:
+        raise DataError(
+            "this is not a text table: it holds zero bytes",
+            where=str(file),
+            fix="data.format=parquet, arrow or json, or data.encoding=utf-16",
+        )
 
 
 def _refuse_other_format(head: bytes, file: Path, data: DataConfig) -> None:
@@ -153,18 +212,20 @@ def _refuse_delimiter(line: str, fields: list[str], delimiter: str, file: Path) 
     if len(fields) > 1 or not others:
         return
     raise DataError(
-        f"one column was found, '{_short(line)}': the fields are not parted by {delimiter!r}",
+        f"one column was found, '{short(line)}': the fields are not parted by {delimiter!r}",
         where=str(file),
         fix=DELIMITERS[max(others, key=line.count)],
     )
 
 
-def _refuse_zero_bytes(table: pa.Table, file: Path, data: DataConfig, header: Header) -> None:
+def refuse_zero_bytes(table: pa.Table, file: Path, data: DataConfig, header: Header, *, first_row: int = 0) -> None:
+    """Raise DataError that names the line of a value with a zero byte in it; `first_row` is the table's first."""
     for name in table.column_names:
         found = pc.index(pc.match_substring(table.column(name), "\0"), True).as_py()
         if found >= 0:
+            line = line_of_row(file, data, header, first_row + found)
             raise DataError(
-                f"column '{name}' holds a zero byte in line {line_of_row(file, data, header, found)}",
+                f"column '{short(name)}' holds a zero byte in line {line}",
                 where=str(file),
                 fix="remove zero bytes from the file, or write or download it again",
             )
@@ -172,9 +233,8 @@ def _refuse_zero_bytes(table: pa.Table, file: Path, data: DataConfig, header: He
 
 def _records(file: Path, data: DataConfig, delimiter: str, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """The fields of each record, with the number of its first line; empty lines are left out."""
-    csv.field_size_limit(sys.maxsize)
     with _open_text(file, data) as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=strict)
+        reader = _reader(text, delimiter, strict=strict)
         line = 1
         try:
             for fields in reader:
@@ -184,7 +244,7 @@ def _records(file: Path, data: DataConfig, delimiter: str, *, strict: bool = Fal
         except csv.Error as error:
             is_open = "unexpected end" in str(error)
             raise DataError(
-                f"line {line}: {'a quote is opened and never closed' if is_open else error}",
+                f"line {line}: {'a quote is opened and never closed' if is_open else short(str(error))}",
                 where=str(file),
                 fix="correct the line",
             ) from None
@@ -197,34 +257,50 @@ def line_of_row(file: Path, data: DataConfig, header: Header, row: int) -> int:
 
 
 def _explain(file: Path, data: DataConfig, header: Header) -> None:
-    """Find the first line that cannot be decoded or has too many or too few fields, and name it."""
+    """Find the first line that cannot be decoded or has too many or too few fields, or one too long, and name it."""
     _refuse_bytes(file, data)
+    longest = (0, 0)
     for line, fields in _records(file, data, header.delimiter, strict=True):
         if line > header.num_lines and len(fields) != len(header.names):
             raise DataError(
                 f"line {line} has {len(fields)} fields, and the header {len(header.names)}: "
-                f"'{_short(header.delimiter.join(fields))}'",
+                f"'{short(header.delimiter.join(fields))}'",
                 where=str(file),
                 fix="correct the line (a field that holds the delimiter needs quotes), or data.delimiter",
             )
+        longest = max(longest, (sum(map(len, fields)), line))
+    length, line = longest
+    if length > BLOCK_BYTES:
+        raise DataError(
+            f"line {line} is longer than {BLOCK_BYTES >> 20} MiB",
+            where=str(file),
+            fix="shorten it, and look whether a quote is opened in it and closed too late",
+        )
 
 
 def _refuse_bytes(file: Path, data: DataConfig) -> None:
     codec = _codec(data)
-    with open_file(file) as stream:
-        content = stream.read()
+    line = 1
+    decoder = codecs.getincrementaldecoder(codec)()
     try:
-        content.decode(codec)
+        with open_file(file) as stream:
+            while block := stream.read(BLOCK_BYTES):
+                line += decoder.decode(block).count("\n")
+            decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        content = error.object
+        line += content.count(b"\n", 0, error.start)
         name = codec.removesuffix("-sig")
         raise DataError(
             f"line {line} holds the byte 0x{content[error.start]:02x}, which is not {name}",
             where=str(file),
             fix=f"data.encoding={'latin-1' if name == 'utf-8' else 'utf-8'}, or save the table as UTF-8",
         ) from None
+    except UnicodeError as error:  # of the codecs that say no place
+        raise _not_encoded(file, data, error) from None
 
 
-def _short(text: str) -> str:
-    text = text.strip()
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _not_encoded(file: Path, data: DataConfig, error: UnicodeError) -> DataError:
+    return DataError(
+        f"the file is not {data.encoding}: {reason(error)}", where=str(file), fix="data.encoding=utf-8, utf-16-le, ..."
+    )

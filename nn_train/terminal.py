@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from nn_train.schema import TableSchema, Task
+from nn_train.verdict import describe_verdict, find_better
 
 logger = logging.getLogger("nn_train")
 LINE_EVERY_S = 2.0
@@ -23,7 +24,13 @@ HEADLINES: dict[Task, tuple[str, ...]] = {
 
 
 def print_table(table: Table) -> None:
-    """Print a table through the log, so that only the main process shows it."""
+    """Print a table where the log shows such lines: on the main process alone."""
+    if logger.isEnabledFor(logging.INFO):
+        show_table(table)
+
+
+def show_table(table: Table) -> None:
+    """Print a table."""
     is_terminal = sys.stdout.isatty()
     # names come from the table: `[red]` and `:smile:` in them mean nothing
     console = Console(
@@ -33,8 +40,7 @@ def print_table(table: Table) -> None:
         markup=False,
         emoji=False,
     )
-    if logger.isEnabledFor(logging.INFO):
-        console.print(table)
+    console.print(table)
 
 
 def print_schema(schema: TableSchema) -> None:
@@ -56,18 +62,23 @@ def print_schema(schema: TableSchema) -> None:
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
-    """Show the network's test metrics beside those of the baselines."""
-    network = {"test": metrics["test"], "seconds": metrics["seconds"]["train"]}
+    """Show the network's metrics beside those of the baselines: on the test rows, if there are any."""
+    split, name = ("test", "test") if metrics["rows"]["test"] else ("val", "validation")
+    network = {split: metrics[split], "seconds": metrics["seconds"]["train"]}
     models = {f"network ({metrics['model']})": network} | metrics["baselines"]
-    table = Table(title=f"test metrics ({metrics['rows']['test']} rows)", title_justify="left")
-    table.add_column("")
+    table = Table(title=f"{name} metrics ({metrics['rows'][split]} rows)", title_justify="left")
+    table.add_column("", no_wrap=True, min_width=max(map(len, HEADLINES[metrics["task"]])))
     for label in models:
         table.add_column(label.replace("_", " "), justify="right")
     for name in HEADLINES[metrics["task"]]:
-        values = [model["test"].get(name) for model in models.values()]
+        values = [model[split].get(name) for model in models.values()]
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
+    if metrics[split].get("mean_cost") is not None:
+        table.add_row("mean_cost", *(f"{model[split]['mean_cost']:.4f}" for model in models.values()))
     table.add_row("seconds", *(f"{model['seconds']:.1f}" for model in models.values()))
     print_table(table)
+    if metrics.get("verdict"):
+        logger.info("%s", describe_verdict(metrics["verdict"], find_better(metrics)))
 
 
 class ProgressBar:
@@ -79,7 +90,8 @@ class ProgressBar:
         self.last_line_s = 0.0
         self.value_text = ""
         self.bar: Progress | None = None
-        if is_main and sys.stdout.isatty() and not Console(file=sys.stdout).is_dumb_terminal:
+        is_shown = is_main and logger.isEnabledFor(logging.INFO)
+        if is_shown and sys.stdout.isatty() and not Console(file=sys.stdout).is_dumb_terminal:
             self.bar = Progress(
                 TextColumn("epoch {task.fields[epoch]:.1f}"),
                 BarColumn(bar_width=None),  # it alone gives way on a narrow terminal

@@ -4,21 +4,24 @@ How a single value is read depends on that value and the schema alone, so that a
 reads as the whole table does.
 """
 
-import json
 import math
 import re
 import shlex
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
+from nn_train.errors import short
 from nn_train.schema import ColumnSpec, TableSchema
 from nn_train.settings import DataConfig
+
+if TYPE_CHECKING:
+    import datasets
 
 PLAIN_NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf(inity)?)", re.IGNORECASE | re.ASCII)
 WRITTEN_NUMBER = re.compile(r"([-+]?)[$€£¥]?\s?(\d{1,3}(?:,\d{3})+|\d+)(\.\d*)?\s?%?", re.ASCII)
@@ -35,25 +38,46 @@ CHOSEN_DATE = re.compile(
 DAY_MONTH_YEAR = re.compile(r"(\d{1,2})[-/.](\d{1,2})[-/.](\d{4}|\d{2})([ T]\d{1,2}:\d{2}.*)?", re.ASCII)
 # dates that nanoseconds can hold; outside lie 9999-12-31, 0001-01-01 and the like, which stand for "none"
 FIRST_DATE, LAST_DATE = np.datetime64("1678-01-01", "us"), np.datetime64("2262-01-01", "us")
+MICROSECONDS = {"D": 86_400_000_000, "s": 1_000_000, "ms": 1_000}  # in one tick; what others hold always fits
 
-Rows: TypeAlias = datasets.Dataset | pa.Table
+VALUES_TOGETHER = 2**16
+
+Rows: TypeAlias = "datasets.Dataset | pa.Table"
 
 
 def typed_frame(table: Rows, schema: TableSchema, data: DataConfig) -> pd.DataFrame:
     """Columns by their kind: float64, text with None, or datetime64; the target as text or float64."""
+    columns = typed_columns(table, schema, data)
+    return pd.DataFrame({name: pd.Series(values, dtype=values.dtype) for name, values in columns.items()})
+
+
+def typed_columns(table: Rows, schema: TableSchema, data: DataConfig) -> dict[str, np.ndarray]:
+    """As `typed_frame`, without the frame, which for a few rows takes longer than all else."""
     rows = as_arrow(table)
-    values = {spec.name: _typed(rows.column(spec.name), spec, data) for spec in schema.features}
+    levels = _typed_levels(rows, [spec for spec in schema.features if spec.kind in ("categorical", "boolean")], data)
+    values = {
+        spec.name: levels[spec.name] if spec.name in levels else _typed(rows.column(spec.name), spec, data)
+        for spec in schema.features
+    }
     target = schema.target
     if target.name in rows.column_names:
         column = rows.column(target.name)
         is_number = target.task == "regression"
-        values[target.name] = finite(read_numbers(column, data)) if is_number else as_objects(read_levels(column, data))
-    return pd.DataFrame(values)
+        values[target.name] = finite(read_numbers(column, data)) if is_number else _objects(read_levels(column, data))
+    return values
 
 
 def as_arrow(table: Rows) -> pa.Table:
     """The rows as an Arrow table."""
-    return table.with_format("arrow")[:] if isinstance(table, datasets.Dataset) else table
+    return table if isinstance(table, pa.Table) else table.with_format("arrow")[:]
+
+
+def as_text(value: pa.Scalar) -> str:
+    """A value for a message; of a date that Python has no word for, its number of days or ticks."""
+    try:
+        return str(value.as_py())
+    except (OverflowError, ValueError):
+        return str(value.cast(pa.int64() if value.type.bit_width == 64 else pa.int32()).as_py())
 
 
 def is_text(array: pa.ChunkedArray) -> bool:
@@ -99,7 +123,12 @@ def read_levels(array: pa.ChunkedArray, data: DataConfig) -> pa.ChunkedArray:
 
 
 def _float_names(values: list[float]) -> list[str]:
-    return [str(int(value)) if value.is_integer() else repr(value) for value in values]
+    return [level_name(value) for value in values]
+
+
+def level_name(value: float) -> str:
+    """A finite number as a category: a whole one without a point."""
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def read_numbers(array: pa.ChunkedArray, data: DataConfig) -> np.ndarray:
@@ -133,9 +162,21 @@ def read_dates(array: pa.ChunkedArray, data: DataConfig, *, day_first: bool) -> 
     """datetime64[us] in UTC, NaT where nothing, or no date, stands."""
     array = plain(array)
     if pa.types.is_temporal(array.type):
-        return array.cast(pa.timestamp("us"), safe=False).to_numpy()
+        return _microseconds(array).to_numpy()
     text = read_levels(array, data)
     return _by_distinct(text, lambda values: parse_dates(values, day_first=day_first), pa.timestamp("us")).to_numpy()
+
+
+def _microseconds(array: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Dates and timestamps as timestamps in microseconds; null where they would not fit."""
+    kind = array.type
+    unit = "D" if pa.types.is_date32(kind) else "ms" if pa.types.is_date64(kind) else kind.unit
+    if unit in MICROSECONDS:
+        ticks = (array.cast(pa.int32()) if unit == "D" else array).cast(pa.int64())
+        most = 2**62 // MICROSECONDS[unit]
+        fits = pc.and_(pc.greater_equal(ticks, -most), pc.less_equal(ticks, most))
+        array = pc.if_else(fits, array, pa.scalar(None, kind))
+    return array.cast(pa.timestamp("us"), safe=False)
 
 
 def parse_dates(texts: list[str], *, day_first: bool) -> np.ndarray:
@@ -170,18 +211,36 @@ def finite(numbers: np.ndarray) -> np.ndarray:
 
 def as_objects(text: pa.ChunkedArray) -> pd.Series:
     """Text as Python strings, with None where nothing stands."""
-    return pd.Series(text.to_numpy(), dtype=object)
+    return pd.Series(_objects(text), dtype=object)
 
 
-def _typed(array: pa.ChunkedArray, spec: ColumnSpec, data: DataConfig) -> np.ndarray | pd.Series:
+def _objects(text: pa.ChunkedArray) -> np.ndarray:
+    return text.to_numpy().astype(object, copy=False)
+
+
+def _typed(array: pa.ChunkedArray, spec: ColumnSpec, data: DataConfig) -> np.ndarray:
     if spec.kind == "numeric":
         return finite(read_numbers(array, data))
-    if spec.kind == "date":
-        dates = read_dates(array, data, day_first=spec.day_first)
-        in_range = (dates >= FIRST_DATE) & (dates < LAST_DATE)
-        return np.where(in_range, dates, np.datetime64("NaT")).astype("datetime64[ns]")
-    levels = read_levels(array, data)
-    return as_objects(pc.utf8_lower(levels) if spec.kind == "boolean" else levels)
+    dates = read_dates(array, data, day_first=spec.day_first)
+    in_range = (dates >= FIRST_DATE) & (dates < LAST_DATE)
+    return np.where(in_range, dates, np.datetime64("NaT")).astype("datetime64[ns]")
+
+
+def _typed_levels(rows: pa.Table, specs: list[ColumnSpec], data: DataConfig) -> dict[str, np.ndarray]:
+    """Columns of levels. Short ones of a type are read as one: Arrow's calls would take longer than their values."""
+    groups: dict[tuple[pa.DataType, bool], list[str]] = {}
+    for spec in specs:
+        groups.setdefault((rows.column(spec.name).type, spec.kind == "boolean"), []).append(spec.name)
+    num_together = max(1, VALUES_TOGETHER // max(1, rows.num_rows))
+    values: dict[str, np.ndarray] = {}
+    for (kind, is_boolean), names in groups.items():
+        for start in range(0, len(names), num_together):
+            some = names[start : start + num_together]
+            column = pa.chunked_array([chunk for name in some for chunk in rows.column(name).chunks], kind)
+            levels = read_levels(column, data)
+            objects = _objects(pc.utf8_lower(levels) if is_boolean else levels)
+            values |= dict(zip(some, np.split(objects, len(some)), strict=True))
+    return values
 
 
 def is_bytes(kind: pa.DataType) -> bool:
@@ -192,10 +251,22 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 def listed(names: list[str]) -> str:
     """Names for a message, thirty at most."""
-    return ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
+    return short(", ".join(names[:30]) + (", ..." if len(names) > 30 else ""), most=400)
 
 
 def shell_word(key: str, value: str) -> str:
     """`key=value` as it is typed in a shell, where `value` is a name, not YAML."""
     is_plain = re.fullmatch(r"[^\W\d]\w*", value)
-    return shlex.quote(f"{key}={value if is_plain else json.dumps(value, ensure_ascii=False)}")
+    return short(shlex.quote(f"{key}={value if is_plain else _in_yaml(value)}"), most=250)
+
+
+def column_word(name: str, kind: str) -> str:
+    """`data.columns.NAME=kind` as it is typed in a shell, whatever the name."""
+    if "=" not in name and name.isprintable():
+        return short(shlex.quote(f"data.columns.{name}={kind}"), most=250)
+    return short(shlex.quote(f"data.columns={{{_in_yaml(name)}: {kind}}}"), most=250)
+
+
+def _in_yaml(text: str) -> str:
+    """The text in double quotes, with escapes for what cannot be typed."""
+    return yaml.safe_dump(text, default_style='"', allow_unicode=text.isprintable(), width=10**9).strip()

@@ -1,26 +1,39 @@
 """What the tests share: small real tables, and starts of the real script in its own processes."""
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from nn_train import Engine, load_config
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "nn_train" / "train.py"
 SMALL = (
+    "model.name=mlp",
+    "model.embedding=ple",
     "model.width=16",
     "model.num_embedding=4",
     "preprocess.num_bins=8",
     "tracking.mode=disabled",
+    "report.page=false",
     "report.baselines=false",
+    "report.importance=false",
+    "report.attributions=no",
+    "train.global_batch_size=256",
     "train.early_stopping=no",
 )
+BARE = ("model.embedding=none", "model.num_embedding=auto")  # behind SMALL: numbers as they are
+PAGE = ("report.page=true", "report.dpi=40")  # behind SMALL, where a test looks at the page
 
 Start = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -72,13 +85,32 @@ def start(tmp_path: Path) -> Start:
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(script), *words]
         if processes > 1:
-            agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--"]
             command = [sys.executable, *agent, str(script), *words]
         return subprocess.run(
             command, capture_output=True, text=True, cwd=tmp_path, timeout=timeout, env=os.environ | {}
         )
 
     return run
+
+
+@pytest.fixture
+def own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """wandb as on a new machine: no key, no settings, no server; and none of its processes left."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / f"wandb-{name}"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    import wandb  # here: most tests do without it
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # wandb lets go of its service without waiting for its end
+        with suppress(ConnectionError):  # a test may have killed the service
+            wandb.teardown()
+        gc.collect()
 
 
 @pytest.fixture
@@ -91,3 +123,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("no right to mount a small file system here")
     yield path
     subprocess.run(["umount", str(path)], check=True)
+
+
+TinyRun = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """The folder of a finished run on a small table, `table.csv` beside it; one for each task and its words."""
+    found: dict[tuple[str, ...], Path] = {}
+
+    def train(task: str = "binary", *words: str, num_rows: int = 400) -> Path:
+        key = (task, str(num_rows), *words)
+        if key not in found:
+            folder = tmp_path_factory.mktemp(f"tiny-{task}")
+            make_table(num_rows, task=task).to_csv(folder / "table.csv", index=False)
+            settings = [f"data.path={folder / 'table.csv'}", "data.target=y", f"data.cache_dir={folder / 'cache'}"]
+            own = [f"run.dir={folder / 'run'}", "train.max_epochs=4"]
+            Engine(load_config(None, [*SMALL, *settings, *own, *words])).run()
+            found[key] = folder / "run"
+        return found[key]
+
+    return train

@@ -10,6 +10,7 @@ from pathlib import Path
 from nn_train.config import load_config
 from nn_train.engine import Engine
 from nn_train.runtime import leave_world
+from nn_train.train import leave
 
 if __name__ == "__main__":
     for words in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
@@ -19,3 +20,4 @@ if __name__ == "__main__":
         engine.evaluate()
         engine.close()
     leave_world()
+    leave(0)

@@ -16,21 +16,35 @@ from tests.conftest import ROOT, make_table
 PACKAGE = ROOT / "nn_train"
 # A module imports from its own layer and from those above it in this list, never from one below.
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "schema"),
-    ("settings", "config", "config_help", "attempts"),
-    ("batch_plan", "metrics", "calibration", "objective", "optim", "models", "models.embeddings", "models.mlp"),
-    ("baselines", "run_folder", "runtime", "tracking", "terminal", "environment", "manifest"),
-    ("table_files", "table_text", "table", "values", "inference_target", "inference"),
-    ("splits", "splitting", "preprocessor", "preprocessing", "packed", "building", "preparation"),
-    ("plots", "plots_run", "plots_binary", "plots_multiclass", "plots_regression"),
-    ("report_run", "report_page", "report"),
-    ("gradients", "loop", "checkpoint", "evaluation", "importance", "overfit", "training"),
+    ("errors", "ending", "schema", "tensors"),
+    ("settings", "network_choice", "config", "config_help", "attempts", "faults", "pulse", "timeline", "sweep_space",
+     "crew"),
+    ("update_rules",),
+    ("batch_plan", "metrics", "calibration", "curves", "costs", "verdict"),
+    ("objective", "optim", "averaging"),
+    ("own_metrics",),
+    ("models", "models.options", "models.numeric", "models.categories", "models.inputs", "models.members", "models.mlp",
+     "models.resnet", "models.transformer", "models.tabm", "models.realmlp", "models.custom"),
+    ("baselines", "run_folder", "runtime", "tracking_media", "tracking", "terminal", "environment", "manifest"),
+    ("table_files", "table_text", "table", "values", "inference_target", "row_weights", "inference"),
+    ("splits", "splitting", "preprocessor", "preprocessing", "packed", "doubts", "building", "preparation"),
+    ("decision", "incoming", "bundle", "table_stream", "whole_file", "predictions_file", "scoring", "table_prediction"),
+    ("batching", "serve_rows", "serve_app"),
+    ("export_graph", "export_torch", "export_onnx", "export_check", "export_file"),
+    ("plots", "plots_run", "plots_binary", "plots_multiclass", "plots_regression", "plots_explain", "plots_compare"),
+    ("report_run", "report_table", "report_page", "report_errors", "report_media", "report"),
+    ("resampling", "comparison", "compare_run", "compare_tables", "compare_page", "compare"),
+    ("gradients", "loop", "checkpoint", "saving", "evaluation", "importance", "overfit", "training", "judging"),
+    ("dependence", "attributions", "explanation", "lr_range"),
     ("engine",),
-    ("train", "__init__"),
-]
+    ("fitting", "estimator", "ensemble_bundle"),
+    ("train", "find_lr", "predict", "export", "serve", "sweep", "ensemble", "__init__"),
+]  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
-TORCH_FREE = ["errors", "schema", "settings", "config", "config_help", "train", "batch_plan", "metrics", "calibration",
-              "baselines", "run_folder", "report", "manifest", "attempts"]  # fmt: skip
+TORCH_FREE = ["errors", "ending", "schema", "settings", "network_choice", "config", "config_help", "train", "find_lr",
+              "predict", "export", "serve", "batch_plan", "metrics", "calibration", "curves", "costs", "verdict",
+              "baselines", "run_folder", "report", "manifest", "attempts", "faults", "pulse", "timeline",
+              "sweep_space", "crew", "sweep", "ensemble", "resampling", "comparison", "compare"]  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -153,15 +167,18 @@ def test_a_start_that_finds_its_rows_packed_imports_nothing_else_before_its_firs
 def test_no_module_hides_a_library() -> None:
     distributions = {name for names in importlib.metadata.packages_distributions() for name in [names]}
     taken = set(sys.stdlib_module_names) | distributions
-    for name in FILES:
-        assert name.split(".")[-1] not in taken - {"__init__"}, name
+    # a script's folder comes first among the places of modules; folders in it are packages
+    for name in {name.split(".")[0] for name in FILES}:
+        assert name not in taken - {"__init__"}, name
     assert not list(PACKAGE.rglob("utils.py"))
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = pyproject["project"]
+    extras = [line for name, lines in project["optional-dependencies"].items() if name != "test" for line in lines]
     declared = {
-        re.split(r"[<>=\[]", line)[0].lower().replace("_", "-") for line in pyproject["project"]["dependencies"]
+        re.split(r"[<>=\[;]", line)[0].strip().lower().replace("_", "-") for line in project["dependencies"] + extras
     }
     owners = importlib.metadata.packages_distributions()
     for path in (*FILES.values(), *LAUNCH_FILES.values()):
@@ -210,7 +227,7 @@ def test_the_tree_in_the_readme_is_true() -> None:
 def test_every_command_of_the_readme_names_files_that_exist() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in re.findall(
-        r"(?:nn_train|configs|tests|data|slurm|launch)/[\w./-]+\.(?:py|yaml|csv|md|sh|json)", readme
+        r"(?:nn_train|configs|tests|data|slurm|launch|notebooks)/[\w./-]+\.(?:py|yaml|csv|md|sh|json|ipynb)", readme
     ):
         assert (ROOT / path).exists(), path
 

@@ -144,7 +144,9 @@ def test_a_run_is_owned_by_one_process_or_by_the_newest_attempt(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """What is published: neither the files for stacks, each process's own, nor a checkpoint that is being written."""
+    files = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".stacks")
+    return {name: (folder / name).read_bytes() for name in files if ".tmp" not in name}
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,20 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 
 import nn_train.baselines
-from nn_train.baselines import BaselineData, BaselineResult, BaselineRows, fit_baselines
+from nn_train import load_config
+from nn_train.baselines import (
+    BaselineData,
+    BaselineResult,
+    BaselineRows,
+    check_baselines,
+    choose_baselines,
+    fit_baselines,
+)
 from nn_train.calibration import choose_threshold
+from nn_train.errors import ConfigError
 from nn_train.metrics import BY_TASK, compute_metrics
+from nn_train.settings import ReportConfig
+from nn_train.verdict import describe_verdict, find_rival
 
 NO_CATEGORIES: tuple[int, ...] = ()
 
@@ -30,7 +41,10 @@ def split(
 
 def fit(data: BaselineData, task: str, *, seed: int = 0, threshold_metric: str = "f1") -> dict[str, BaselineResult]:
     num_classes = 0 if task == "regression" else int(max(data.train.y.max(), data.test.y.max(), 1)) + 1
-    return fit_baselines(data, task=task, num_classes=num_classes, seed=seed, threshold_metric=threshold_metric)
+    names = ["mean" if task == "regression" else "majority", "linear", "hist_gradient_boosting"]
+    return fit_baselines(
+        data, task=task, num_classes=num_classes, seed=seed, threshold_metric=threshold_metric, names=names
+    )
 
 
 def numbers(results: dict[str, BaselineResult]) -> dict[str, tuple]:
@@ -106,7 +120,8 @@ def test_the_threshold_is_chosen_on_the_validation_rows(fitted: dict, monkeypatc
     data, results = fitted["binary"]
     seen = []
 
-    def choose(y: np.ndarray, p: np.ndarray, metric: str) -> float:
+    def choose(y: np.ndarray, p: np.ndarray, metric: str, *, costs: np.ndarray | None) -> float:
+        assert costs is None
         cut = choose_threshold(y, p, metric)
         seen.append((y, metric, cut, compute_metrics(y, p, task="binary", threshold=cut)))
         return cut
@@ -188,7 +203,7 @@ def test_a_binary_split_of_one_class() -> None:
 def test_a_class_that_the_train_rows_lack_gets_no_probability() -> None:
     x, y = load_digits(return_X_y=True)
     data = split(x[:300], y[:300] % 3)  # codes 0, 1, 2 of four classes
-    results = fit_baselines(data, task="multiclass", num_classes=4, seed=0, threshold_metric="f1")
+    results = fit_baselines(data, task="multiclass", num_classes=4, seed=0, threshold_metric="f1", names=["linear"])
     assert results["linear"].test["accuracy"] > 0.7
     assert all(np.isfinite(value) for result in results.values() for value in result.test.values())
 
@@ -222,3 +237,83 @@ def test_wild_numbers() -> None:
     results = fit(split(x_num, (table[:, 3] > 0).astype(int)), "binary")
     assert results["linear"].test["roc_auc"] > 0.6
     assert results["hist_gradient_boosting"].test["roc_auc"] > 0.6
+
+
+# --- libraries that may be there --------------------------------------------------------------------------------------
+
+EXTRA = ("lightgbm", "xgboost", "catboost")
+
+
+@pytest.mark.parametrize("name", EXTRA)
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_an_installed_library_stands_beside_the_others(name: str, task: str) -> None:
+    pytest.importorskip(name)
+    table, x_cat = mixed_table(500)
+    score = table[:, 3]
+    y = {"binary": (score > 0).astype(int), "multiclass": np.digitize(score, [-1, 1]), "regression": score}[task]
+    x_num = np.where(np.random.default_rng(1).random((500, 3)) < 0.1, np.nan, table[:, :3])
+    data = split(x_num, y, x_cat=x_cat, cardinalities=(6,))
+    num_classes = 0 if task == "regression" else 4  # of which the train rows lack one, or two
+    results = fit_baselines(data, task=task, num_classes=num_classes, seed=0, threshold_metric="f1", names=[name])
+    if task == "binary":
+        assert results[name].test["roc_auc"] > 0.85
+    elif task == "multiclass":
+        assert results[name].test["accuracy"] > 0.65
+        assert results[name].test_prediction.shape == (75, 4)
+    else:
+        assert results[name].test["r2"] > 0.6
+
+
+def test_a_library_that_fails_is_left_out_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setitem(nn_train.baselines.FITS, "lightgbm", fail)
+    monkeypatch.setattr(nn_train.baselines.logger, "propagate", True)
+    table, _ = mixed_table(200)
+    data = split(table[:, :3], (table[:, 3] > 0).astype(int))
+    results = fit_baselines(
+        data, task="binary", num_classes=2, seed=0, threshold_metric="f1", names=["majority", "lightgbm"]
+    )
+    assert list(results) == ["majority"]
+    assert "the baseline lightgbm was left out" in caplog.text
+    assert "libgomp.so.1" in caplog.text
+
+
+def test_a_list_chooses_and_an_absent_library_is_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn_train.baselines, "is_installed", lambda name: name not in EXTRA)
+    assert choose_baselines(True, "binary") == ["majority", "linear", "hist_gradient_boosting"]
+    assert choose_baselines(False, "binary") == []
+    assert choose_baselines(("linear", "majority"), "regression") == ["mean", "linear"]
+    check_baselines(("linear",))
+    with pytest.raises(ConfigError, match=r"names lightgbm, and no such library.*\n.*nn-train\[boosting\]"):
+        check_baselines(("linear", "lightgbm"))
+
+
+@pytest.mark.parametrize(
+    ("word", "want"),
+    [("no", False), ("yes", True), ("true", True), ("linear", ("linear",)), ("[linear,mean]", ("linear", "mean"))],
+)
+def test_the_switch_takes_a_word_or_a_list(word: str, want: object) -> None:
+    assert load_config(None, [f"report.baselines={word}"]).report.baselines == want
+    config = load_config(None, [f"report.baselines={word}"])
+    assert ReportConfig.model_validate(config.report.model_dump(mode="json")).baselines == want
+
+
+def test_the_best_baseline_is_the_rival() -> None:
+    values = {"majority": 0.6, "linear": 0.39, "lightgbm": float("nan")}
+    verdict = find_rival("log_loss", 0.41, values)
+    assert verdict is not None
+    assert (verdict["rival"], verdict["network_is_better_by"]) == ("linear", pytest.approx(-0.02))
+    told = verdict | {"split": "test", "interval": [-0.03, -0.01]}
+    line = describe_verdict(told, ["linear"])
+    assert "the network LOSES by log_loss to linear: network 0.4100, linear 0.3900" in line
+    assert "The difference is 0.02 (95 % interval 0.01 to 0.03, paired bootstrap of the test rows)." in line
+    unsure = describe_verdict(told | {"interval": [-0.03, 0.01]}, ["linear"])
+    assert unsure.startswith("the network is behind linear by log_loss") and unsure.endswith("no difference is shown.")
+    assert "wins by roc_auc" in describe_verdict(
+        (find_rival("roc_auc", 0.9, {"linear": 0.8}) or {}) | {"split": "val", "interval": None}, []
+    )
+    assert find_rival("log_loss", float("nan"), values) is None

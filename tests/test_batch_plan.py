@@ -1,16 +1,31 @@
 """The order of the rows: each once an epoch, the same global batches for any number of processes."""
 
+import dataclasses
 import itertools
+import json
+import math
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nn_train.batch_plan import BatchPlan, check_slices, cut, derive_seed, share_batch
+from nn_train.batch_plan import BatchPlan, Share, batch_size, cut, derive_seed, epoch_order, share_batch, slice_rows
 from nn_train.errors import ConfigError
+from nn_train.evaluation import deal_blocks
+from nn_train.loop import count_steps
+from nn_train.optim import lr_at_step
+from nn_train.settings import Config, DataConfig, OptimConfig, TrainConfig
 
 counts = st.integers(1, 300)
+seeds = st.integers(0, 2**32 - 1)
+batches = st.one_of(st.integers(1, 12), counts)
+plans = st.builds(BatchPlan, num_rows=counts, global_batch_size=batches, seed=seeds)
+LIGHT = settings(max_examples=300, deadline=None, database=None)
 GOLDEN_ROWS = [[4, 6, 7, 2], [9, 1, 5, 3], [8, 0]]
 GOLDEN_SEED = 4529435921577843265
 
@@ -66,5 +81,174 @@ def test_the_derived_batch_is_told_in_one_line() -> None:
 @pytest.mark.parametrize("processes", [3, 5, 16])
 def test_exact_mode_refuses_processes_that_cannot_share_the_slices(processes: int) -> None:
     with pytest.raises(ConfigError, match="start 1, 2, 4, 8 processes"):
-        check_slices(8, processes)
-    check_slices(8, 4)
+        slice_rows(256, 8, processes)
+    assert slice_rows(256, 8, 4) == slice_rows(250, 8, 1) == 32
+
+
+def test_exact_mode_refuses_a_micro_batch_below_a_slice() -> None:
+    with pytest.raises(ConfigError, match="less than a slice of 32 rows"):
+        slice_rows(256, 8, 2, micro_batch_size=31)
+    assert slice_rows(256, 8, 2, micro_batch_size=32) == 32
+
+
+def test_the_batch_grows_with_the_rows_and_a_number_is_kept() -> None:
+    sizes = [batch_size("auto", rows) for rows in (1, 2799, 2800, 4931, 10_000, 50_000, 108_000, 10**9)]
+    assert sizes == [32, 32, 64, 128, 256, 512, 1024, 1024]
+    assert batch_size(7, 10**6) == 7
+
+
+# --- over processes and micro-steps -----------------------------------------------------------------------------------
+
+
+def micro_batches(plan: BatchPlan, step: int, share: Share) -> Iterator[list[np.ndarray]]:
+    """The rows of each micro-step of each process, cut as `FastGradients` cuts them."""
+    rows = plan.rows(step)
+    for start, stop in cut(len(rows), share.num_processes):
+        yield [rows[start:stop][low:high] for low, high in cut(stop - start, share.num_micro_steps)]
+
+
+@st.composite
+def shared_plans(draw: st.DrawFn) -> tuple[BatchPlan, list[Share]]:
+    """A plan, and its global batch shared in every way that 1 to 8 processes can."""
+    batch = draw(batches)
+    plan = BatchPlan(num_rows=draw(counts), global_batch_size=batch, seed=draw(seeds))
+    micro = draw(st.one_of(st.none(), st.integers(1, batch)))
+    return plan, [share_batch(batch, processes, micro_batch_size=micro) for processes in range(1, min(batch, 8) + 1)]
+
+
+@LIGHT
+@given(case=shared_plans(), epoch=st.integers(0, 3))
+def test_any_number_of_processes_sees_the_same_global_batches(case: tuple[BatchPlan, list[Share]], epoch: int) -> None:
+    plan, shares = case
+    for share in shares:
+        seen: list[np.ndarray] = []
+        for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+            parts = list(micro_batches(plan, step, share))
+            assert [len(part) for part in parts] == [share.num_micro_steps] * share.num_processes  # or DDP would hang
+            assert max(len(rows) for part in parts for rows in part) <= share.micro_batch_size
+            seen.append(np.concatenate(list(itertools.chain.from_iterable(parts))))
+            assert seen[-1].tolist() == plan.rows(step).tolist()
+        assert sorted(np.concatenate(seen)) == list(range(plan.num_rows))
+
+
+@LIGHT
+@given(plan=plans, power=st.integers(0, 6), step=st.integers(0, 2000))
+def test_exact_mode_sees_the_same_slices_on_any_number_of_processes(plan: BatchPlan, power: int, step: int) -> None:
+    num_slices = 2**power
+    rows = plan.rows(step)
+    want = [rows[start:stop].tolist() for start, stop in cut(len(rows), num_slices)]
+    assert list(itertools.chain.from_iterable(want)) == rows.tolist()
+    for processes in (2**k for k in range(min(power, 3) + 1)):
+        assert slice_rows(len(rows), num_slices, processes) == max(map(len, want))
+        each = num_slices // processes
+        bounds = [cut(len(rows), num_slices)[rank * each : (rank + 1) * each] for rank in range(processes)]
+        assert [rows[start:stop].tolist() for part in bounds for start, stop in part] == want
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+@LIGHT
+@given(plan=plans, stop=st.integers(0, 600), num_steps=st.integers(1, 20), order=st.randoms(use_true_random=False))
+def test_a_plan_that_goes_on_at_any_step_gives_the_rest_of_the_order(
+    plan: BatchPlan, stop: int, num_steps: int, order: random.Random
+) -> None:
+    steps = list(range(stop, stop + num_steps))
+    want = {step: plan.rows(step).tolist() for step in range(max(stop - 5, 0), stop + num_steps)}
+    epoch_order.cache_clear()
+    again = dataclasses.replace(plan)
+    assert [again.rows(step).tolist() for step in steps] == [want[step] for step in steps]
+    order.shuffle(steps)  # whatever was asked before
+    assert all(plan.rows(step).tolist() == want[step] for step in steps)
+
+
+def test_a_fresh_process_gives_the_rest_of_the_order() -> None:
+    cases = [(1, 1, 0, 0), (300, 7, 2**32 - 1, 43), (257, 64, 5, 6), (100, 300, 1, 9), (1000, 256, 123, 1023)]
+    code = (
+        "import json, sys; from nn_train.batch_plan import BatchPlan;"
+        "plans = [(BatchPlan(num_rows=n, global_batch_size=b, seed=s), at) for n, b, s, at in json.loads(sys.argv[1])];"
+        "print(json.dumps([[plan.rows(at + k).tolist() for k in range(5)] for plan, at in plans]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(cases)], capture_output=True, text=True, check=True)
+    for (num_rows, batch, seed, at), rows in zip(cases, json.loads(done.stdout), strict=True):
+        plan = BatchPlan(num_rows=num_rows, global_batch_size=batch, seed=seed)
+        assert [plan.rows(step).tolist() for step in range(at + 5)][at:] == rows
+
+
+# --- learning rate ----------------------------------------------------------------------------------------------------
+
+rates = st.builds(
+    OptimConfig,
+    peak_lr=st.floats(1e-300, 10),
+    schedule=st.sampled_from(["constant", "cosine", "linear"]),
+    warmup_steps=st.one_of(st.integers(0, 50), st.integers(0, 10**9)),
+)
+
+
+@LIGHT
+@given(config=rates, total=st.integers(1, 10**9), place=st.floats(0, 1), near=st.integers(-3, 3))
+def test_the_learning_rate_is_finite_and_within_its_bounds(
+    config: OptimConfig, total: int, place: float, near: int
+) -> None:
+    for step in {max(base + near, 0) for base in (0, config.warmup_steps, int(place * total), total)}:
+        value = lr_at_step(step, config, total_steps=total)
+        assert math.isfinite(value) and 0 <= value <= config.peak_lr * (1 + 2**-52)
+        assert value == lr_at_step(step, config.model_copy(), total_steps=total)
+        if step < total and not (config.schedule != "constant" and total - step < 1e-6 * total):
+            assert value > 0
+
+
+@LIGHT
+@given(config=rates, total=st.integers(1, 400), warmup=st.integers(0, 50))
+def test_the_learning_rate_rises_to_its_peak_and_then_stays_or_falls_to_zero(
+    config: OptimConfig, total: int, warmup: int
+) -> None:
+    config = config.model_copy(update={"warmup_steps": warmup})
+    values = [lr_at_step(step, config, total_steps=total) for step in range(max(total, warmup) + 1)]
+    rise, rest = values[: max(warmup, 1)], values[warmup:]
+    assert rise == sorted(rise) and rise == pytest.approx(
+        [config.peak_lr * (step + 1) / max(warmup, 1) for step in range(len(rise))], rel=1e-15
+    )
+    if config.schedule == "constant":
+        assert set(rest) == {config.peak_lr}
+    else:
+        assert rest == sorted(rest, reverse=True) and rest[0] == config.peak_lr
+        if total > warmup:
+            assert values[total] <= 1e-15 * config.peak_lr
+            assert lr_at_step(10 * total, config, total_steps=total) == values[total]  # and does not rise again
+
+
+@LIGHT
+@given(optim=rates, case=shared_plans(), epochs=st.integers(1, 4), max_steps=st.one_of(st.none(), st.integers(1, 99)))
+def test_the_learning_rate_of_a_row_does_not_depend_on_the_number_of_processes(
+    optim: OptimConfig, case: tuple[BatchPlan, list[Share]], epochs: int, max_steps: int | None
+) -> None:
+    plan, shares = case
+    schedules = set()
+    for share in shares:
+        train = TrainConfig(
+            global_batch_size=plan.global_batch_size,
+            micro_batch_size=share.micro_batch_size,
+            max_epochs=epochs,
+            max_steps=max_steps,
+        )
+        config = Config(data=DataConfig(path="t.csv", target="y"), optim=optim, train=train)
+        total = count_steps(config, plan)
+        assert total == min(epochs * plan.steps_per_epoch, max_steps or epochs * plan.steps_per_epoch)
+        schedules.add(tuple(lr_at_step(step, optim, total_steps=total) for step in range(total)))
+    assert len(schedules) == 1
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@LIGHT
+@given(num_rows=st.integers(0, 3000), block=st.integers(1, 400), processes=st.integers(1, 8))
+def test_an_evaluation_sees_every_row_once_in_the_same_blocks(num_rows: int, block: int, processes: int) -> None:
+    shares = deal_blocks(num_rows, block, processes)
+    assert len(shares) == processes
+    blocks = list(itertools.chain.from_iterable(shares))
+    assert [row for start, stop in blocks for row in range(start, stop)] == list(range(num_rows))
+    assert all(0 < stop - start <= block for start, stop in blocks)
+    assert blocks == deal_blocks(num_rows, block, 1)[0]  # a block is the same wherever it is computed
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

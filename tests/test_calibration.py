@@ -166,6 +166,7 @@ def test_among_equals_the_cut_nearest_to_a_half() -> None:
     y = np.array([0, 0, 1, 1])
     assert choose_threshold(y, np.array([0.1, 0.2, 0.8, 0.9]), "f1") == 0.5
     assert choose_threshold(y, np.array([0.1, 0.2, 0.3, 0.4]), "accuracy") == pytest.approx(0.25)
+    assert choose_threshold(y, np.array([0.1, 0.2, 0.3, 0.4]), "no") == 0.5
     assert choose_threshold(y, np.array([0.6, 0.7, 0.8, 0.9]), "balanced_accuracy") == pytest.approx(0.75)
     # 0.2 and 0.8 are as good as each other and as near: the lower one
     spread = np.array([0.1, 0.3, 0.7, 0.9])

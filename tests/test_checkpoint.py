@@ -1,6 +1,7 @@
 """Checkpoints: the same bits back, every damage found, older ones left when a write fails."""
 
 import dataclasses
+import errno
 import json
 import logging
 import resource
@@ -292,6 +293,30 @@ def test_what_a_killed_write_left_is_removed_and_never_read(folder: Path) -> Non
     assert newest_step(folder) == 3
     write_checkpoint(folder, encode_checkpoint(make_checkpoint(steps=4)), step=4, keep_last=2)
     assert names(folder) == ["step-00000003", "step-00000004"]
+
+
+def test_one_that_cannot_be_read_now_is_not_taken_for_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = list_checkpoints(folder)[0]
+    read_bytes = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.parent == newest:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # what a file server that changes hands answers, for a moment
+    with pytest.raises(OSError, match="Stale file handle"):
+        read_newest(folder)
+    monkeypatch.undo()
+    assert read_newest(folder) is not None
+
+
+def test_one_that_a_kill_left_between_two_renames_is_found(folder: Path) -> None:
+    newest = list_checkpoints(folder)[0]
+    newest.rename(folder / f".{newest.name}.replaced.tmp")
+    files = read_newest(folder)
+    assert files is not None and decode_checkpoint(files).state.step == 3
+    assert newest_step(folder) == 3
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(small_disk: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from nn_train import Engine, load_config
 from nn_train.errors import DataError, RunFolderError, TrainingError, UserError
 from nn_train.train import main
-from tests.conftest import SMALL, make_table
+from tests.conftest import PAGE, SMALL, make_table
 
 
 def engine_of(table: Path, *words: str) -> Engine:
@@ -48,14 +48,14 @@ def test_a_second_engine_waits_for_no_one(table_file: Path) -> None:
 
 def test_a_run_that_goes_on_has_no_report_until_it_is_drawn_anew(table_file: Path) -> None:
     page = table_file.parent / "run" / "report.html"
-    engine_of(table_file).run()
-    engine = engine_of(table_file, "train.max_steps=9")
+    engine_of(table_file, *PAGE).run()
+    engine = engine_of(table_file, *PAGE, "train.max_steps=9")
     engine.prepare()
     assert not page.exists()
     engine.train()
     engine.evaluate()
     engine.close()  # cut off before the report
-    again = engine_of(table_file, "train.max_steps=9")
+    again = engine_of(table_file, *PAGE, "train.max_steps=9")
     again.prepare()
     assert not again.is_finished
     again.train()
@@ -69,6 +69,39 @@ def test_a_finished_run_is_judged_again_under_another_decision(table_file: Path)
     second = engine_of(table_file, "evaluation.threshold_metric=accuracy").run()
     assert second["decision"]["threshold_metric"] == "accuracy"
     assert second["test"]["roc_auc"] == first["test"]["roc_auc"]
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_a_run_without_test_rows_judges_the_validation_rows(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_table(120, task=task).to_csv(tmp_path / "t.csv", index=False)
+    words = [*PAGE, "report.importance=true", "report.baselines=true", "split.test=0", "evaluation.threshold_metric=no"]
+    metrics = engine_of(tmp_path / "t.csv", *words).run()
+    run = tmp_path / "run"
+    assert metrics["test"] == {}
+    assert metrics["importance"]["num_rows"] == 18  # of the validation rows
+    assert metrics["decision"]["threshold"] == 0.5
+    assert all(model["val"] and not model["test"] for model in metrics["baselines"].values())
+    assert json.loads((run / "metrics.json").read_text())["rows"] == {"train": 102, "val": 18, "test": 0}
+    assert not (run / "predictions.parquet").exists()
+    assert len(pd.read_parquet(run / "predictions_val.parquet")) == 18
+    assert "could not be read" not in (run / "report.html").read_text()
+    assert "left out" not in (run / "report.html").read_text().lower()
+    assert "validation metrics (18 rows)" in capsys.readouterr().out
+
+
+def test_a_page_is_drawn_where_it_is_wanted(table_file: Path) -> None:
+    page = table_file.parent / "run" / "report.html"
+    first = engine_of(table_file, "report.page=false").run()
+    assert not page.exists()
+    assert state_of(table_file) == "done"
+    again = engine_of(table_file, "report.page=false")
+    again.prepare()
+    assert again.is_finished
+    again.close()
+    assert engine_of(table_file, "report.page=true").run()["test"] == first["test"]
+    assert page.exists()
 
 
 def test_ids_are_kept_beside_the_predictions_whatever_their_names(tmp_path: Path) -> None:

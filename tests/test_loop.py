@@ -1,5 +1,6 @@
 """The training loop on small tables: how it ends, what it selects, clips, refuses and logs."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -21,9 +22,10 @@ from nn_train.engine import Engine
 from nn_train.errors import ConfigError, TrainingError
 from nn_train.objective import Objective
 from nn_train.optim import build_optimizer
-from nn_train.runtime import set_up_logging
-from nn_train.training import build_network
-from tests.conftest import SMALL, make_table
+from nn_train.preparation import prepare_data
+from nn_train.runtime import set_up_logging, start_runtime
+from nn_train.training import Training, build_network
+from tests.conftest import BARE, SMALL, make_table
 
 WORDS = (*SMALL, "data.target=y", "train.global_batch_size=64", "tracking.log_every_steps=1")
 Train = Callable[..., "Run"]
@@ -248,11 +250,48 @@ def test_a_step_is_that_of_plain_pytorch(train: Train, words: tuple[str, ...], c
 def test_clipping_changes_the_step(train: Train) -> None:
     free = train("train.max_steps=1", "train.grad_clip=no", name="free")
     clipped = train("train.max_steps=1", "train.grad_clip=1e-9", name="clipped")
-    network = build_network(free.engine.config, free.engine.data)
+    network = build_network(free.engine.training.config, free.engine.data)
     start = {name: parameter.detach() for name, parameter in network.named_parameters()}
     moved = [sum(float((weights(newest(run))[n] - start[n]).abs().sum()) for n in start) for run in (free, clipped)]
     assert moved[1] < moved[0] / 5
     assert free.train[0]["grad_norm"] == clipped.train[0]["grad_norm"]
+
+
+def test_clipping_bounds_the_move_of_the_weights(folder: Path, tmp_path: Path) -> None:
+    # in double precision, where a move of 1e-9 is seen; by SGD, whose step is the learning rate times the gradient
+    words = [f"data.path={folder / 'binary.csv'}", f"data.cache_dir={folder / 'cache'}", f"run.dir={tmp_path / 'run'}"]
+    words += ["optim.name=sgd", "optim.momentum=0", "optim.weight_decay=0", "optim.peak_lr=0.5", "train.grad_clip=1e-9"]
+    config = load_config(None, [*WORDS, *words, "train.max_steps=1"])
+    runtime = start_runtime(config.train)
+    training = Training(config, prepare_data(config), runtime)
+    training.network.double()
+    floats = {name: getattr(training.rows, name).double() for name in ("x_num", "y")}
+    training.rows = dataclasses.replace(training.rows, **floats)
+    training.val_rows = dataclasses.replace(training.val_rows, x_num=training.val_rows.x_num.double())
+    before = torch.nn.utils.parameters_to_vector(training.network.parameters()).detach().clone()
+    assert training.run(tmp_path / "checkpoints", stop_requested=lambda: False)
+    training.close()
+    after = torch.nn.utils.parameters_to_vector(training.network.parameters()).detach()
+    assert float(torch.linalg.vector_norm(after - before)) == pytest.approx(0.5 * 1e-9, rel=1e-4)
+
+
+# ---- averaged weights
+
+
+@pytest.mark.parametrize("words", [("optim.ema_decay=0.9",), ("optim.name=schedulefree", "optim.peak_lr=0.02")])
+def test_averaged_weights_are_judged_kept_and_saved(train: Train, words: tuple[str, ...]) -> None:
+    run = train("train.max_steps=20", "train.eval_every=5", *words)
+    latest, best = weights(newest(run)), load_file(newest(run) / "best.safetensors")
+    assert not any(best[name].equal(latest[name]) for name in latest if "weight" in name and "impl" not in name)
+    assert {name: tensor.tolist() for name, tensor in load_file(run.folder / "model.safetensors").items()} == {
+        name: tensor.tolist() for name, tensor in best.items()
+    }
+    # what was judged is what is kept, and a look at it leaves the training as it is
+    assert run.metrics["selection"]["step"] == 20
+    assert run.metrics["selection"]["value"] == run.column("log_loss", "val")[-1]
+    rare = train("train.max_steps=20", "train.eval_every=20", *words, name="rare")
+    assert {n: t.tolist() for n, t in weights(newest(rare)).items()} == {n: t.tolist() for n, t in latest.items()}
+    assert rare.column("log_loss", "val")[-1] == run.column("log_loss", "val")[-1]
 
 
 # ---- what is not finite
@@ -302,6 +341,88 @@ def test_the_folder_is_free_after_a_failure(train: Train, monkeypatch: pytest.Mo
     assert train("train.max_steps=3").status["state"] == "done"
 
 
+NAN_AT_12 = ("train.max_steps=30", "train.eval_every=7", "checkpoint.every_steps=5", "train.gradient_reduction=exact")
+
+
+def read_events(run: Run, name: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run.folder / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == name]
+
+
+@pytest.mark.parametrize("policy", ["skip", "restore"])
+def test_a_broken_step_is_left_out_by_policy_and_its_rows_are_named(
+    train: Train, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    whole = train(*NAN_AT_12, name="whole")
+    monkeypatch.setenv("NN_TRAIN_FAULTS", "nan@step,step=11")
+    run = train(*NAN_AT_12, f"train.non_finite={policy}")
+    rows = run.engine.training.plan.rows(11)
+    assert f"train rows {rows[0]}, {rows[1]}, " in run.shown and f"train.non_finite={policy}" in run.shown
+    (skipped,) = read_events(run, "skipped")
+    assert (skipped["step"], skipped["rows"]) == (12, rows[:5].tolist())
+    assert [(e["step"], e["to"]) for e in read_events(run, "restored")] == ([(12, 10)] if policy == "restore" else [])
+    # each step once, the broken one without numbers; before it all is as it was, and after it nothing is
+    assert run.column("step").tolist() == list(range(1, 31))
+    assert [line["step"] for line in run.train if line["loss"] is None] == [12]
+    assert run.column("loss")[:11].tolist() == whole.column("loss")[:11].tolist()
+    assert run.train[12]["loss"] != whole.train[12]["loss"]
+    assert run.column("lr").tolist() == whole.column("lr").tolist()
+    assert run.engine.training.state.skipped == [11]
+
+
+def test_skipping_and_going_back_come_to_the_same_weights(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = []
+    for policy, fault in (("skip", "nan@step,step=11"), ("restore", "nan@step,step=11"),
+                          ("restore", "nan@step,step=3")):  # fmt: skip
+        monkeypatch.setenv("NN_TRAIN_FAULTS", fault)
+        run = train(*NAN_AT_12, f"train.non_finite={policy}", name=f"{policy}-{fault[-2:]}")
+        ends.append(weights(newest(run), "model.safetensors"))
+    assert are_equal(ends[0], ends[1])
+    # where there is no checkpoint yet it goes back to the start
+    assert [(e["step"], e["to"]) for e in read_events(run, "restored")] == [(4, 0)]
+    monkeypatch.setenv("NN_TRAIN_FAULTS", "nan@step,step=3")
+    assert are_equal(ends[2], weights(newest(train(*NAN_AT_12, "train.non_finite=skip", name="third"))))
+
+
+def test_what_was_left_out_stays_out_after_a_resume(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NN_TRAIN_FAULTS", "nan@step,step=11")
+    whole = train(*NAN_AT_12, "train.non_finite=skip", name="whole")
+    train(*NAN_AT_12, "train.non_finite=skip", "train.max_steps=17", "train.max_epochs=200")
+    monkeypatch.delenv("NN_TRAIN_FAULTS")
+    run = train(*NAN_AT_12, "train.non_finite=skip")
+    assert are_equal(weights(newest(run)), weights(newest(whole)))
+    assert run.engine.training.state.skipped == [11]
+
+
+def test_a_training_that_is_broken_step_after_step_ends(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NN_TRAIN_FAULTS", ";".join(f"nan@step,step={step}" for step in range(5, 30)))
+    for policy in ("skip", "restore"):
+        with pytest.raises(TrainingError, match="the loss or gradient of step 16 is not finite"):
+            train(*NAN_AT_12, f"train.non_finite={policy}", name=policy)
+
+
+def test_where_steps_are_not_looked_at_one_by_one_the_broken_one_is_found_on_the_way_back(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's way, on the CPU: gradients are looked at when a line is logged, and before a checkpoint."""
+    from nn_train import loop
+
+    made = loop.Trainer.__init__
+
+    def rarely(self: loop.Trainer, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        self.guard_steps = 1000
+
+    words = (*NAN_AT_12, "tracking.log_every_steps=9")
+    monkeypatch.setenv("NN_TRAIN_FAULTS", "nan@step,step=11,times=2")  # it is there again on the way back
+    expected = train(*words, "train.non_finite=skip", name="expected")
+    monkeypatch.setattr(loop.Trainer, "__init__", rarely)
+    run = train(*words, "train.non_finite=restore")
+    assert [event["step"] for event in read_events(run, "skipped")] == [12]
+    assert [(e["step"], e["to"]) for e in read_events(run, "restored")] == [(14, 10)]  # found when it was to be judged
+    assert are_equal(weights(newest(run)), weights(newest(expected)))
+
+
 # ---- precision, compilation
 
 
@@ -329,7 +450,7 @@ def test_fp16_needs_a_gpu(train: Train, tmp_path: Path) -> None:
 def test_a_compiled_network_trains_as_the_plain_one(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("train.max_steps=5", "model.dropout=0", "model.name=mlp")
+    words = ("train.max_steps=5", "model.dropout=0", *BARE)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     compiled, plain = train(*words, "train.compile=true", name="compiled"), train(*words, name="plain")

@@ -15,6 +15,7 @@ from nn_train.metrics import (
     BY_TASK,
     DECISION_METRICS,
     LOWER_IS_BETTER,
+    QUANTILE_METRICS,
     SCORE_METRICS,
     compute_metrics,
     expected_calibration_error,
@@ -355,7 +356,8 @@ def test_perfect_predictions_are_better_than_poor_ones_by_every_metric(task: str
     best, worse = (compute_metrics(y, prediction, task=task) for prediction in (perfect, poor))
     for name in BY_TASK[task]:
         assert is_better(name, best[name], worse[name]), name
-    assert LOWER_IS_BETTER <= {name for metrics in BY_TASK.values() for name in metrics}
+    known = {name for metrics in BY_TASK.values() for name in metrics}
+    assert LOWER_IS_BETTER <= known | {*QUANTILE_METRICS, "mean_cost"}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -372,10 +374,12 @@ def test_selection_metric(task: str) -> None:
             with pytest.raises(ConfigError) as caught:
                 selection_metric(name, task)
             assert f"train.selection_metric={name} is not a metric of a {task} task" in str(caught.value)
-            assert f"mend: one of {', '.join(BY_TASK[task])}" in str(caught.value)
+            of_quantiles = (name, task) == ("pinball_loss", "regression")
+            mend = "train.loss=quantile" if of_quantiles else f"one of {', '.join(BY_TASK[task])}"
+            assert f"mend: {mend}" in str(caught.value)
 
 
 def test_every_name_of_the_setting_is_a_metric_of_some_task() -> None:
     known = {name for metrics in BY_TASK.values() for name in metrics}
-    assert set(get_args(Metric)) - {"auto"} <= known
+    assert set(get_args(Metric)) - {"auto"} <= known | {"pinball_loss"}
     assert set(DECISION_METRICS) == DECISIONS

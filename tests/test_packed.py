@@ -156,7 +156,7 @@ def arrays(num_rows: int, num_numeric: int, num_categorical: int, kind: type) ->
     return x_num, x_cat, rng.integers(-1, 9, size=num_rows).astype(kind)
 
 
-def pack(folder: Path, encoded: tuple[np.ndarray, ...]) -> list[int]:
+def pack(folder: Path, encoded: tuple[np.ndarray, ...], weights: np.ndarray | None = None) -> list[int]:
     """Pack arrays by the number of the row; the sizes of the batches."""
     sizes = []
 
@@ -167,7 +167,8 @@ def pack(folder: Path, encoded: tuple[np.ndarray, ...]) -> list[int]:
 
     table = datasets.Dataset(pa.table({"row": np.arange(len(encoded[2])), "other": ["x"] * len(encoded[2])}))
     folder.mkdir()
-    pack_rows(table, encode, folder, fingerprint="0123456789abcdef")
+    weigh = None if weights is None else lambda rows: weights[rows.column("row").to_numpy()]
+    pack_rows(table, encode, folder, fingerprint="0123456789abcdef", weigh=weigh)
     return sizes
 
 
@@ -227,6 +228,20 @@ def test_taking_and_slicing_resident_rows(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(part, name).numpy(), want[10:15])
     assert part.x_num.data_ptr() == rows.x_num[10:].data_ptr()  # no copy
     assert len(rows.slice(48, 60).y) == 2
+    assert (rows.weight, taken.weight, part.weight) == (None, None, None)
+
+
+def test_weights_are_packed_where_there_are_any(tmp_path: Path) -> None:
+    encoded = arrays(50, 3, 2, np.int64)
+    weights = np.random.default_rng(2).random(50).astype(np.float32)
+    pack(tmp_path / "key", encoded, weights)
+    places = np.array([4, 4, 49, 0])
+    rows = load_rows(tmp_path / "key", places, device=CPU)
+    assert_equal(rows, encoded, places)
+    assert rows.weight is not None and rows.weight.tolist() == weights[places].tolist()
+    taken, part = rows.take(torch.tensor([3, 1])).weight, rows.slice(1, 3).weight
+    assert taken is not None and taken.tolist() == weights[[0, 4]].tolist()
+    assert part is not None and part.tolist() == weights[[4, 49]].tolist()
 
 
 # --- through prepare_data ---------------------------------------------------------------------------------------------
@@ -310,6 +325,7 @@ def test_touching_or_moving_the_file_or_another_model_prepares_nothing_anew(
     shutil.move(table_file, moved)
     assert prepare(moved).was_cached
     assert prepare(moved, "model.name=mlp", "run.seed=3", "train.max_epochs=1", "optim.peak_lr=1").was_cached
+    assert prepare(moved, "train.class_weights=balanced", "train.loss=focal", "train.label_smoothing=0.1").was_cached
 
 
 @pytest.mark.parametrize(
@@ -318,7 +334,7 @@ def test_touching_or_moving_the_file_or_another_model_prepares_nothing_anew(
         *("preprocess.scaler=standard", "preprocess.imputation=median", "preprocess.indicators=false"),
         *("preprocess.min_level_rows=2", "preprocess.max_levels=3", "preprocess.near_constant=0.1"),
         *("preprocess.num_bins=9", "split.seed=1", "split.val=0.2", "data.max_rows=250", "data.drop=age"),
-        *("data.positive=no", "data.columns.age=categorical"),
+        *("data.positive=no", "data.columns.age=categorical", "data.weight=age"),
     ],
 )
 def test_a_changed_setting_prepares_anew(word: str, table_file: Path, no_work: Callable[[], None]) -> None:

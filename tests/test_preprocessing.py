@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rtdl_num_embeddings import compute_bins
 from scipy.stats import norm
 from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardScaler
 
@@ -21,9 +24,10 @@ from nn_train.config import load_config
 from nn_train.errors import DataError
 from nn_train.preparation import prepare_data
 from nn_train.preprocessing import bin_edges, fit_preprocessor
-from nn_train.preprocessor import DATE_PARTS, LARGEST, MISSING, NUM_RESERVED, UNSEEN, Preprocessor
+from nn_train.preprocessor import DATE_PARTS, LARGEST, MISSING, NUM_RESERVED, UNSEEN, WILDEST, Preprocessor
 from nn_train.schema import ColumnSpec, TableSchema, TargetSpec
-from nn_train.settings import PreprocessConfig
+from nn_train.settings import DataConfig, PreprocessConfig
+from nn_train.values import parse_number, typed_frame
 from tests.conftest import ROOT, make_table
 
 SCALERS = ("quantile", "standard", "robust", "none")
@@ -581,53 +585,275 @@ def test_an_unknown_class_is_named() -> None:
 
 # --- anything ---------------------------------------------------------------------------------------------------------
 
-WILD = st.one_of(st.floats(width=64), st.sampled_from([0.0, 1.0, -0.0, 1e308, -1e308, 1e-308, np.nan]))
-LEVEL = st.one_of(st.none(), st.sampled_from(["a", "b"]), st.text(max_size=3))
-DATE = st.one_of(st.none(), st.datetimes(pd.Timestamp("1678-01-02"), pd.Timestamp("2261-12-31")))
-ROWS = st.lists(st.tuples(WILD, st.sampled_from([0.0, 2.0]), LEVEL, DATE), min_size=1, max_size=25)
+LIGHT = settings(max_examples=120, deadline=None, database=None)
+# around the edges of float64 and float32, and of what is cut
+EDGES = [
+    0.0, -0.0, 5e-324, -5e-324, 2.3e-308, 1e-310, 1e-160, 1e-100, 1e-46, 1e-45, 1e-40, 1e-38, 1e-30, 1e-7, 1.0, 1e6,
+    1e7, 3.4e38, 3.5e38, -3.5e38, 1e39, 1e99, 1e100, 1.1e100, 1e154, 1e155, 1.7e308, -1.7e308, np.inf, -np.inf,
+    np.nan,
+]  # fmt: skip
+LONG = ["x" * 20_000, "é水" * 3000, "word " * 5000, "a" * 300 + "\n", "\0", "\ufeff", "e\u0301"]
+WILD = st.one_of(st.floats(width=64), st.floats(width=32), st.floats(-3, 3), st.sampled_from(EDGES))
+LEVEL = st.one_of(st.none(), st.sampled_from(["a", "b"]), st.text(max_size=3), st.sampled_from(LONG))
+DATE = st.one_of(
+    st.none(),
+    st.datetimes(pd.Timestamp("1678-01-02"), pd.Timestamp("2261-12-31")),
+    st.sampled_from([pd.Timestamp("1678-01-01"), pd.Timestamp("2261-12-31 23:59:59.999999"), pd.Timestamp(0)]),
+)
+NEAR = st.one_of(st.sampled_from([1.0, 1e-300, 1e-40, 1e-7, 1e30, 3e38, 1e90]), st.floats(0, 1e90))
 
 
-def wild_frame(rows: list[tuple]) -> pd.DataFrame:
-    columns = list(zip(*rows, strict=True))
+@st.composite
+def wild_column(draw: st.DrawFn, values: st.SearchStrategy, num_rows: int) -> list:
+    """Few values over many rows: constant and empty columns, ties, and one wild value among others come up as well."""
+    pool = draw(st.lists(values, min_size=1, max_size=draw(st.sampled_from([1, 2, 3, num_rows]))))
+    if draw(st.integers(0, 5)) == 0:
+        return [pool[0]] + [None if isinstance(pool[0], str | None) else pool[-1]] * (num_rows - 1)
+    return [pool[row * 7 % len(pool)] for row in range(num_rows)]
+
+
+@st.composite
+def near_column(draw: st.DrawFn, num_rows: int) -> list[float]:
+    """Numbers that hardly differ, in any unit."""
+    unit, base = draw(NEAR), draw(st.sampled_from([0.0, 1.0, -1e8, 1e16]))
+    return [unit * (base + row % draw(st.sampled_from([2, 7]))) for row in range(num_rows)]
+
+
+@st.composite
+def wild_frames(draw: st.DrawFn) -> pd.DataFrame:
+    """Typed columns with anything in them: `a` and `b` numbers, `c` levels, `e` yes or no, `d` dates."""
+    n = draw(st.integers(1, 30))
+    dates = pd.Series(draw(wild_column(DATE, n)), dtype="datetime64[us]").astype("datetime64[ns]")
     return pd.DataFrame(
         {
-            "a": np.array(columns[0], dtype=np.float64),
-            "b": np.array(columns[1], dtype=np.float64),
-            "c": np.array(columns[2], dtype=object),
-            "d": pd.Series(pd.to_datetime(pd.Series(columns[3], dtype="datetime64[us]"))),
-            "y": np.arange(len(rows), dtype=np.float64),
+            "a": np.array(draw(wild_column(WILD, n)), dtype=np.float64),
+            "b": np.array(draw(st.one_of(near_column(n), wild_column(WILD, n))), dtype=np.float64),
+            "c": np.array(draw(wild_column(LEVEL, n)), dtype=object),
+            "d": dates,
+            "e": np.array(draw(wild_column(st.sampled_from(["no", "yes", None, "maybe"]), n)), dtype=object),
+            "y": np.array(draw(wild_column(WILD.filter(lambda y: abs(y) <= WILDEST), n)), dtype=np.float64),
         }
     )
 
 
-@settings(deadline=None, max_examples=300)
-@given(train=ROWS, other=ROWS, options=SETTINGS, near_constant=st.sampled_from([0.0, 1e-6]))
-def test_nothing_but_finite_numbers_and_known_codes_leaves(
-    train: list, other: list, options: dict, near_constant: float
-) -> None:
-    kinds = {"a": "numeric", "b": "numeric", "c": "categorical", "d": "date"}
-    try:
-        fitted = fit(wild_frame(train), kinds, near_constant=near_constant, **options)
-    except DataError:
-        return  # no column tells the rows apart
-    for rows in (train, other):
-        encoded = fitted.transform(wild_frame(rows))
-        assert np.isfinite(encoded.x_num).all() and np.abs(encoded.x_num).max(initial=0) <= LARGEST
-        assert encoded.x_num.shape == (len(rows), len(fitted.numeric))
-        assert encoded.x_cat.shape == (len(rows), len(fitted.cardinalities))
-        assert (encoded.x_cat >= 0).all() and (encoded.x_cat < np.array(fitted.cardinalities)).all()
+WILD_KINDS = {"a": "numeric", "b": "numeric", "c": "categorical", "d": "date", "e": "boolean"}
+
+
+def check_fitted(fitted: Preprocessor) -> None:
+    """What was learned is finite, and safe to divide by, also in float32."""
+    for name, array in fitted.arrays.items():
+        assert np.isfinite(array).all(), name
+    assert np.isfinite(fitted.target_mean) and 0 < fitted.target_std < np.inf
+    if "scale" in fitted.arrays:
+        assert (fitted.arrays["scale"] > 0).all()
+    if "shares" in fitted.arrays:
+        assert ((fitted.arrays["shares"] > 0) & (fitted.arrays["shares"] < 1)).all()
     for edges in fitted.bins:
-        assert len(edges) >= 2 and np.isfinite(edges).all()
+        assert len(edges) >= 2 and edges.dtype == np.float32 and np.isfinite(edges).all()
         assert (np.diff(edges) > 0).all() and np.isfinite(1 / np.diff(edges)).all()
 
 
-@settings(deadline=None, max_examples=100)
-@given(rows=ROWS, scaler=st.sampled_from(SCALERS))
-def test_a_row_is_encoded_the_same_alone_and_among_others(rows: list, scaler: str) -> None:
-    frame = typed(60).rename(columns={"size": "a", "age": "b", "colour": "c", "day": "d"})
-    fitted = fit(frame, {"a": "numeric", "b": "numeric", "c": "categorical", "d": "date"}, scaler=scaler)
-    whole = fitted.transform(wild_frame(rows))
+def check_encoded(fitted: Preprocessor, frame: pd.DataFrame, *, is_train: bool) -> None:
+    """What leaves is finite, within bounds and known, whatever comes in; and so is the way back."""
+    encoded = fitted.transform(frame)
+    assert encoded.x_num.dtype == np.float32 and encoded.x_num.shape == (len(frame), len(fitted.numeric))
+    assert np.isfinite(encoded.x_num).all() and np.abs(encoded.x_num).max(initial=0) <= LARGEST
+    assert encoded.x_cat.dtype == np.int32 and encoded.x_cat.shape == (len(frame), len(fitted.cardinalities))
+    assert (encoded.x_cat >= 0).all() and (encoded.x_cat < np.array(fitted.cardinalities)).all()
+    if fitted.numeric:
+        assert np.isfinite(fitted.unscale(encoded.x_num)).all()
+    gaps = fitted.with_gaps(encoded.x_num, encoded.x_cat)
+    assert (np.isnan(gaps) | (gaps == encoded.x_num)).all()
+    assert encoded.y is not None and not np.isnan(encoded.y).any()  # far values of other rows are refused by their inf
+    if is_train:
+        assert np.abs(encoded.y).max() <= len(frame) + 1
+        assert np.isfinite(fitted.decode_target(encoded.y)).all()
+
+
+@LIGHT
+@given(train=wild_frames(), other=wild_frames(), options=SETTINGS, near_constant=st.sampled_from([0.0, 1e-6]))
+def test_nothing_but_finite_numbers_and_known_codes_leaves(
+    train: pd.DataFrame, other: pd.DataFrame, options: dict, near_constant: float
+) -> None:
+    try:
+        fitted = fit(train, WILD_KINDS, near_constant=near_constant, **options)
+    except DataError:
+        return  # no column tells the rows apart
+    check_fitted(fitted)
+    check_encoded(fitted, train, is_train=True)
+    check_encoded(fitted, other, is_train=False)
+    no_date = pd.Series(pd.NaT, index=other.index, dtype="datetime64[ns]")
+    nothing = other.assign(a=np.nan, b=np.nan, c=None, e=None, d=no_date)
+    check_encoded(fitted, nothing, is_train=False)
+    assert fitted.transform(other.iloc[:0]).x_num.shape == (0, len(fitted.numeric))
+
+
+@pytest.mark.parametrize("column", list(WILD_KINDS))
+@pytest.mark.parametrize("scaler", SCALERS)
+def test_a_column_without_any_value_is_dropped_and_the_others_stay(scaler: str, column: str) -> None:
+    frame = typed(60).rename(columns={"size": "a", "age": "b", "colour": "c", "day": "d", "member": "e"})
+    empty = frame.assign(**{column: None}).astype({column: frame[column].dtype})
+    fitted = fit(empty, WILD_KINDS, scaler=scaler)
+    names = {part.column for part in fitted.numeric} | {level.column for level in fitted.categorical}
+    assert names == set(WILD_KINDS) - {column}
+    assert any(name.split(".")[0] == column for name in fitted.dropped)
+    check_fitted(fitted)
+    for rows in (empty, frame, frame.assign(**{name: None for name in "ab"}).astype({"a": float, "b": float})):
+        check_encoded(fitted, rows, is_train=False)
+
+
+NUMBER_TEXTS = [
+    "1e400", "-1e400", "1e-400", "5e-324", "9" * 400, "0." + "0" * 400 + "1", "inf", "-Infinity", "nan", "NA", "",
+    "1,5",
+]  # fmt: skip
+TICKS = st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.integers(-(10**18), 10**18), st.integers(0, 10**10))
+DAYS = st.one_of(st.none(), st.integers(-(2**31), 2**31 - 1), st.integers(-(10**6), 10**6), st.integers(0, 30_000))
+
+
+@st.composite
+def wild_tables(draw: st.DrawFn) -> pa.Table:
+    """Columns as they are read, with dates from before the world and after it, and numbers that no float64 holds."""
+    n = draw(st.integers(2, 30))
+    unit = draw(st.sampled_from(["s", "ms", "us", "ns"]))
+    zone = draw(st.sampled_from([None, "UTC", "+05:30"]))
+    dates = draw(
+        st.one_of(
+            wild_column(DAYS, n).map(lambda days: pa.array(days, pa.int32()).cast(pa.date32())),
+            wild_column(TICKS, n).map(lambda ticks: pa.array(ticks, pa.int64()).cast(pa.timestamp(unit, zone))),
+            wild_column(st.sampled_from([*FAR_DATES, "2024-02-29", "1.5.2023 12:30", None]), n).map(pa.array),
+        )
+    )
+    whole = wild_column(st.one_of(st.none(), st.integers(0, 2**64 - 1), st.integers(0, 3)), n)
+    texts = wild_column(st.one_of(st.sampled_from([*NUMBER_TEXTS, None]), WILD.map(repr)), n)
+    return pa.table(
+        {
+            "a": draw(st.one_of(texts.map(lambda column: pa.array(column, pa.string())), texts.map(_as_floats))),
+            "b": draw(whole.map(lambda column: pa.array(column, pa.uint64()))),
+            "c": pa.array(draw(wild_column(LEVEL, n)), pa.string()),
+            "d": dates if dates.type != pa.null() else dates.cast(pa.string()),
+            "e": draw(wild_column(st.sampled_from([True, False, None]), n).map(lambda e: pa.array(e, pa.bool_()))),
+            "y": np.arange(n) % 5.0,
+        }
+    )
+
+
+FAR_DATES = [
+    "0001-01-01", "1677-12-31", "1678-01-01", "2261-12-31", "2262-01-01", "9999-12-31", "0000-00-00", "99999999",
+]  # fmt: skip
+
+
+def _as_floats(texts: list[str | None]) -> pa.Array:
+    """float32 or what of it can be read."""
+    return pa.array([math.nan if text is None else parse_number(text) for text in texts], pa.float64())
+
+
+@LIGHT
+@given(train=wild_tables(), other=wild_tables(), options=SETTINGS)
+def test_the_same_from_columns_as_they_are_read(train: pa.Table, other: pa.Table, options: dict) -> None:
+    schema, data = schema_of(WILD_KINDS), DataConfig(path="t.parquet", target="y", infinite="missing")
+    frames = [typed_frame(table, schema, data) for table in (train, other)]
+    try:
+        fitted = fit(frames[0], WILD_KINDS, **options)
+    except DataError:
+        return
+    check_fitted(fitted)
+    check_encoded(fitted, frames[0], is_train=True)
+    check_encoded(fitted, frames[1], is_train=False)
+
+
+@pytest.mark.parametrize(("scaler", "unit", "base"), [("standard", 1e4, 1e18), ("robust", 1e-17, 0.0)])
+def test_numbers_that_hardly_differ_are_scaled_as_others_are(scaler: str, unit: float, base: float) -> None:
+    values = np.random.default_rng(0).normal(size=900)  # scikit-learn takes `near` for a constant, and keeps its unit
+    near = base + unit * values
+    want = fit_numbers(values, scaler=scaler).transform(frame_of(values)).x_num
+    got = fit_numbers(near, scaler=scaler, near_constant=0).transform(frame_of(near)).x_num
+    np.testing.assert_allclose(got, want, atol=0.05)
+
+
+def test_a_column_that_differs_by_rounding_has_two_bin_edges_at_least() -> None:
+    values = np.full(7, 6.603157e32)
+    values[0] = np.nextafter(values[0], np.inf)
+    for scaler in SCALERS[:3]:
+        fitted = fit_numbers(values, scaler=scaler, near_constant=0)
+        check_fitted(fitted)
+
+
+@pytest.mark.parametrize(
+    ("train", "far"),
+    [([0.0, 5e-324, 0.0], 5e-324), ([1e-200, 2e-200, 3e-200], 2e-200), ([1e100, -1e100, 0.0], 1e100)],
+)
+def test_targets_of_any_unit_are_standardised_to_finite_numbers(train: list[float], far: float) -> None:
+    frame = typed(90).assign(y=np.tile(train, 30))
+    fitted = fit(frame)
+    check_encoded(fitted, frame, is_train=True)
+    y = fitted.transform(frame.assign(y=far)).y
+    assert y is not None and np.isfinite(y).all()
+
+
+@settings(LIGHT, max_examples=40)
+@given(rows=wild_frames(), scaler=st.sampled_from(SCALERS))
+def test_a_row_is_encoded_the_same_alone_and_among_others(rows: pd.DataFrame, scaler: str) -> None:
+    frame = typed(60).rename(columns={"size": "a", "age": "b", "colour": "c", "day": "d", "member": "e"})
+    fitted = fit(frame, WILD_KINDS, scaler=scaler)
+    whole = fitted.transform(rows)
     for index in range(len(rows)):
-        alone = fitted.transform(wild_frame(rows).iloc[[index]])
+        alone = fitted.transform(rows.iloc[[index]])
         assert alone.x_num.tobytes() == whole.x_num[index].tobytes()
         assert alone.x_cat.tobytes() == whole.x_cat[index].tobytes()
+
+
+# ---- buckets, and bins that know the target
+
+
+def test_a_category_of_many_levels_goes_into_buckets_and_so_does_what_was_never_seen() -> None:
+    levels = np.array([f"level {number}" for number in range(60)] * 5, dtype=object)
+    frame = pd.DataFrame({"many": levels, "few": np.where(np.arange(300) % 3, "a", "b").astype(object)})
+    frame.loc[7, "many"] = None
+    kinds = {"many": "categorical", "few": "categorical"}
+    fitted = fit(frame, kinds, max_levels=50, hash_buckets=16)
+    many, few = fitted.categorical
+    assert (many.num_buckets, many.levels, few.num_buckets, few.levels) == (16, (), 0, ("a", "b"))
+    assert fitted.cardinalities == (18, 4)
+    assert many.labels[0] == "bucket 1" and len(many.labels) == 16
+    codes = fitted.transform(frame).x_cat[:, 0]
+    assert codes[7] == MISSING and (np.delete(codes, 7) >= NUM_RESERVED).all()
+    assert len(set(codes.tolist())) == 17
+    by_hand = int.from_bytes(hashlib.blake2b(b"level 3", digest_size=8).digest(), "little") % 16
+    assert codes[3] == NUM_RESERVED + by_hand  # on every machine
+    new = fitted.transform(frame.assign(many="never seen")).x_cat[:, 0]
+    assert len(set(new.tolist())) == 1 and new[0] >= NUM_RESERVED
+    again = Preprocessor.from_bytes(fitted.to_bytes())
+    assert again == fitted or again.categorical == fitted.categorical
+    assert fit(frame, kinds, max_levels=50).categorical[0].num_buckets == 0
+    assert fit(frame, kinds, max_levels=60, hash_buckets=16).categorical[0].num_buckets == 0
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.filterwarnings("ignore:.*just two bin edges")
+def test_tree_bins_are_the_authors_and_follow_the_target(task: str) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=4000)
+    high, low = values > 1.5, values < -0.5
+    target = {
+        "binary": np.where(high, "yes", "no").astype(object),
+        "multiclass": np.where(high, "high", np.where(low, "low", "mid")).astype(object),
+        "regression": np.where(high, 500.0, 0.0) + rng.normal(size=4000),
+    }[task]
+    frame = pd.DataFrame({"size": values, "noise": rng.normal(size=4000), "y": target})
+    kinds = {"size": "numeric", "noise": "numeric"}
+    data = schema_of(kinds, task)
+    found = fit_preprocessor(frame, data, PreprocessConfig(num_bins=8), has_tree_bins=True)
+    x_num = found.transform(frame).x_num
+    place = float(np.quantile(x_num[:, 0], (values <= 1.5).mean()))
+    assert np.abs(found.bins[0] - place).min() < 0.01  # an edge where the target jumps
+    assert all(2 <= len(edges) <= 9 for edges in found.bins)
+    if task == "regression":
+        y = torch.from_numpy((target.astype(float) - target.mean()) / target.std())
+    else:
+        y = torch.from_numpy(pd.factorize(target, sort=True)[0])
+    options = {"min_samples_leaf": 64, "min_impurity_decrease": 1e-4, "random_state": 0}
+    theirs = compute_bins(torch.from_numpy(x_num), n_bins=8, tree_kwargs=options, y=y, regression=task == "regression")
+    for ours, other in zip(found.bins, theirs, strict=True):
+        np.testing.assert_allclose(ours, other.numpy(), rtol=1e-6)
+    other = fit_preprocessor(frame, data, PreprocessConfig(num_bins=8))
+    assert not np.array_equal(other.bins[0], found.bins[0])

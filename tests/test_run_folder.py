@@ -32,7 +32,7 @@ from nn_train.run_folder import (
     write_status,
 )
 from nn_train.settings import Config, RunConfig
-from tests.conftest import ROOT, SMALL, make_table
+from tests.conftest import PAGE, ROOT, SMALL, make_table
 
 WORDS = (*SMALL, "data.target=y", "train.max_steps=2")
 
@@ -198,7 +198,7 @@ def test_an_old_run_survives_a_start_that_fails(small_disk: Path, table_file: Pa
 
 
 def test_clear_removes_what_a_run_wrote_and_nothing_else(table_file: Path) -> None:
-    config = config_of(table_file, "tracking.mode=offline")
+    config = config_of(table_file, *PAGE, "tracking.mode=offline")
     Engine(config).run()
     assert names(config.run_dir) == {*OUTPUTS, LOCK_FILE, "attempts"}
     (config.run_dir / "notes.txt").write_text("mine")

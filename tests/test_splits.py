@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nn_train.errors import DataError
+from nn_train.config import load_config
+from nn_train.errors import ConfigError, DataError
 from nn_train.schema import SPLITS, Task
 from nn_train.settings import SplitConfig
 from nn_train.splits import Splits, load_splits, save_splits
@@ -20,7 +21,9 @@ RNG = np.random.default_rng(0)
 CLASSES = RNG.choice(["a", "b", "c"], p=[0.7, 0.25, 0.05], size=NUM_ROWS)
 
 
-def split(target: Any = CLASSES, *, column: Any = None, sizes: Any = None, **settings: Any) -> Splits:
+def split(
+    target: Any = CLASSES, *, column: Any = None, sizes: Any = None, keeps_rare: bool = False, **settings: Any
+) -> Splits:
     """The splits of a target; `column` holds the group, time or split column `c`."""
     values = np.asarray(target)
     task: Task = "regression" if values.dtype.kind == "f" else "multiclass"
@@ -31,6 +34,7 @@ def split(target: Any = CLASSES, *, column: Any = None, sizes: Any = None, **set
         task=task,
         column=None if column is None else pd.Series(column),
         sizes=sizes,
+        keeps_rare=keeps_rare,
         where="table.csv",
     )
 
@@ -51,6 +55,57 @@ def check_complete(splits: Splits, num_rows: int) -> None:
 
 
 # --- random -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "column"),
+    [
+        ("random", None),
+        ("group", np.arange(NUM_ROWS) % 7),
+        ("time", np.arange(NUM_ROWS)[::-1]),
+        ("column", np.where(np.arange(NUM_ROWS) % 5, "train", "val")),
+    ],
+)
+def test_no_test_rows_where_none_are_wanted(method: str, column: Any) -> None:
+    splits = split(method=method, column=column, val=0.2, test=0.0)
+    assert len(splits.test) == 0
+    assert splits.test.dtype == np.int64
+    assert 100 <= len(splits.val) <= 300
+    assert sorted([*splits.train, *splits.val]) == list(range(NUM_ROWS))
+    with pytest.raises(DataError, match="no rows for test"):
+        split(method="column", column=np.where(np.arange(NUM_ROWS) % 5, "train", "val"))
+
+
+def test_two_groups_are_enough_without_test_rows() -> None:
+    splits = split(method="group", column=["a", "b"] * 500, test=0.0)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (500, 500, 0)
+    assert "holds 1 group(s); two are needed" in refuse(method="group", column=["a"] * 1000, test=0.0)
+
+
+def test_rows_of_rare_classes_train_where_that_is_asked_for() -> None:
+    target = ["a"] * 60 + ["b"] * 37 + ["twice"] * 2 + ["once"]
+    assert "class 'once' has 1 rows; each of train, val and test needs one" in refuse(target)
+    assert "class 'once' has 1 rows; each of train and val needs one" in refuse(target, test=0.0)
+    splits = split(target, keeps_rare=True)
+    check_complete(splits, 100)
+    assert {97, 98, 99} <= set(splits.train.tolist())
+    assert split(target[:97], keeps_rare=True).val.tolist() == split(target[:97]).val.tolist()
+    assert "only 8 rows have a class with 3 rows or more" in refuse(
+        ["a"] * 8 + ["b", "c"], keeps_rare=True, val=0.5, test=0.4
+    )
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sizes=st.lists(st.integers(1, 4), min_size=5, max_size=12),
+    test=st.sampled_from([0.0, 0.2]),
+)
+@settings(max_examples=60, deadline=None)
+def test_each_class_can_be_learned_whatever_is_drawn(seed: int, sizes: list[int], test: float) -> None:
+    target = np.repeat([f"c{index}" for index in range(len(sizes) + 1)], [*sizes, 12])
+    splits = split(target, keeps_rare=True, seed=seed, test=test, val=0.3)
+    assert set(target[splits.train]) == set(target)
+    assert sorted(np.concatenate([splits.train, splits.val, splits.test]).tolist()) == list(range(len(target)))
 
 
 def test_random_splits_hold_each_class_in_its_share() -> None:
@@ -89,6 +144,52 @@ def test_any_shares_of_any_classes_are_kept(counts: list[int], val: float, test:
         if min(len(splits.val), len(splits.train)) >= len(sizes) and sizes.min() > 1:
             part = len(splits.val) / len(rest) * (target[rest] == str(name)).sum()
             assert abs((target[splits.val] == str(name)).sum() - part) < 1
+
+
+@pytest.mark.parametrize("test", [0.0, 0.15])
+@pytest.mark.parametrize("num_folds", [2, 5, 7])
+def test_each_row_that_is_not_for_the_test_validates_in_one_fold(num_folds: int, test: float) -> None:
+    found = [split(folds=num_folds, fold=fold, test=test) for fold in range(num_folds)]
+    for splits in found:
+        assert len(splits.train) + len(splits.val) + len(splits.test) == NUM_ROWS
+        assert splits.test.tolist() == split(test=test).test.tolist()
+    rest = np.setdiff1d(np.arange(NUM_ROWS), found[0].test)
+    assert np.sort(np.concatenate([splits.val for splits in found])).tolist() == rest.tolist()
+    for letter in "abc":
+        counts = [(letter == CLASSES[splits.val]).sum() for splits in found]
+        assert max(counts) - min(counts) <= 1
+    other = split(folds=num_folds, test=test, seed=5)
+    assert other.val.tolist() != found[0].val.tolist()
+
+
+def test_folds_keep_groups_whole() -> None:
+    groups = pd.Series(np.random.default_rng(0).integers(0, 40, NUM_ROWS))
+    found = [split(column=groups, method="group", folds=4, fold=fold) for fold in range(4)]
+    rest = np.setdiff1d(np.arange(NUM_ROWS), found[0].test)
+    assert np.sort(np.concatenate([splits.val for splits in found])).tolist() == rest.tolist()
+    for splits in found:
+        owners = [set(groups[part]) for part in (splits.train, splits.val, splits.test)]
+        assert not (owners[0] & owners[1] or owners[0] & owners[2] or owners[1] & owners[2])
+        assert 0.7 < len(splits.val) / (len(rest) / 4) < 1.3
+
+
+def test_more_folds_than_groups_are_refused() -> None:
+    groups = pd.Series(np.arange(NUM_ROWS) % 5)
+    assert "groups cannot make 6 folds" in refuse(column=groups, method="group", folds=6)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["split.folds=3", "split.fold=3"], "split.fold=3 is none of split.folds=3"),
+        (["split.fold=1"], "split.fold=1 is none of split.folds=no"),
+        (["split.folds=3", "split.method=time", "split.column=day"], "goes with split.method=random or group"),
+        (["split.folds=1"], "split.folds"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, ["data.path=t.csv", "data.target=y", *words])
 
 
 def test_a_seed_gives_the_same_split_and_another_seed_another() -> None:

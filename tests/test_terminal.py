@@ -21,7 +21,7 @@ from nn_train.engine import Engine
 from nn_train.runtime import set_up_logging
 from nn_train.schema import ColumnSpec, TableSchema, TargetSpec
 from nn_train.terminal import ProgressBar, print_metrics, print_schema
-from tests.conftest import SCRIPT, SMALL
+from tests.conftest import PAGE, SCRIPT, SMALL
 
 LINE = {"step": 30, "epoch": 1.5, "split": "train", "loss": 0.25, "lr": 0.1, "rows_per_s": 12345.6}
 VAL = {"step": 30, "epoch": 1.5, "split": "val", "loss": 0.5, "roc_auc": 0.875}
@@ -84,7 +84,7 @@ def watch(bar: ProgressBar) -> None:
 
 
 def test_a_whole_run_on_a_terminal(table_file: Path, tmp_path: Path) -> None:
-    words = [*SMALL, f"data.path={table_file}", "data.target=y", "train.max_steps=200", "run.name=seen"]
+    words = [*SMALL, *PAGE, f"data.path={table_file}", "data.target=y", "train.max_steps=200", "run.name=seen"]
     screen = Screen()
     command = [sys.executable, str(SCRIPT), *words]
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), screen.slave)
@@ -95,7 +95,7 @@ def test_a_whole_run_on_a_terminal(table_file: Path, tmp_path: Path) -> None:
     assert not re.search(r"step \d+/200  epoch", seen)
     assert "\x1b[?25h" in text  # the cursor is given back
     assert text.rindex("\x1b[2K") < text.index("trained 200 steps")  # and the bar is taken away
-    assert "network (mlp-ple)" in seen
+    assert "network (mlp)" in seen
     assert re.search(r"report: +\S+/runs/seen/report.html", seen)
     assert "Traceback" not in seen
 
@@ -259,7 +259,7 @@ def test_without_baselines_the_network_stands_alone(capsys: pytest.CaptureFixtur
     print_metrics(
         {
             "task": "regression",
-            "model": "mlp-ple",
+            "model": "tabm",
             "test": METRICS["regression"],
             "rows": {"test": 45},
             "seconds": {"train": 2.0},

@@ -1,16 +1,15 @@
 """metrics.jsonl, and the real wandb: offline, through a resume, and in every way that it can fail."""
 
-import gc
 import json
 import logging
 import math
-import os
+import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
-import warnings
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,38 +17,22 @@ from typing import Any
 
 import psutil
 import pytest
-import wandb
-from torch import Tensor
 from wandb.proto import wandb_internal_pb2
 
 from nn_train import tracking
+from nn_train.attempts import Fenced
 from nn_train.config import load_config
 from nn_train.engine import Engine
 from nn_train.errors import TrainingError
 from nn_train.objective import Objective
-from nn_train.runtime import set_up_logging
+from nn_train.runtime import set_up_logging, start_runtime
 from nn_train.settings import Config
-from nn_train.tracking import MetricsFile
-from tests.conftest import SMALL
+from nn_train.tracking import BLOCK, MetricsFile, is_whole, open_tracker
+from tests.conftest import ROOT, SMALL, Start, make_table
+from tests.offline_run import offline_runs, parse_records, read_history, read_items, read_json, read_lines, read_records
 
 SOME_KEY = "a" * 40
-
-
-@pytest.fixture
-def own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """wandb as on a new machine: no key, no settings, no server; and none of its processes left."""
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
-        monkeypatch.delenv(name)
-    for name in ("DATA", "CACHE", "CONFIG"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / f"wandb-{name}"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # wandb lets go of its service without waiting for its end
-        with suppress(ConnectionError):  # a test may have killed the service
-            wandb.teardown()
-        gc.collect()
+RUN_TRACKED = ROOT / "tests" / "run_tracked.py"
 
 
 @pytest.fixture
@@ -81,72 +64,6 @@ def config_of(table: Path, *words: str) -> Config:
 def failures(shown: pytest.LogCaptureFixture) -> list[str]:
     """Warnings about the tracker."""
     return [record.getMessage() for record in shown.records if record.getMessage().startswith("tracking:")]
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def read_lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def offline_runs(run: Path) -> list[Path]:
-    return sorted((run / "wandb").glob("offline-run-*"))
-
-
-def read_records(folder: Path) -> list[wandb_internal_pb2.Record]:
-    """What wandb wrote, once its service has written the end of the run, which it does in its own time."""
-    deadline = time.monotonic() + 20
-    while True:
-        records = parse_records(folder)
-        if any(record.HasField("exit") for record in records) or time.monotonic() > deadline:
-            return records
-        time.sleep(0.1)
-
-
-def parse_records(folder: Path) -> list[wandb_internal_pb2.Record]:
-    """The records in the file: protobuf messages in LevelDB's log format, blocks of 32 KiB behind 7 bytes of header."""
-    [path] = folder.glob("*.wandb")
-    content, records, pending, position = path.read_bytes(), [], b"", 7
-    while position + 7 <= len(content):
-        room = 32768 - position % 32768
-        if room < 7:
-            position += room
-            continue
-        _, size, kind = struct.unpack("<IHB", content[position : position + 7])
-        if kind == 0:
-            break
-        pending += content[position + 7 : position + 7 + size]
-        position += 7 + size
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(pending)
-            records.append(record)
-            pending = b""
-    return records
-
-
-def read_history(records: list[wandb_internal_pb2.Record]) -> dict[int, dict[str, Any]]:
-    """Step -> what was logged there."""
-    history: dict[int, dict[str, Any]] = {}
-    for record in records:
-        if record.HasField("history"):
-            items = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-            history.setdefault(int(items["_step"]), {}).update(items)
-    return history
-
-
-def read_items(records: list[wandb_internal_pb2.Record], kind: str) -> dict[str, Any]:
-    """The last value of every key of the config or the summary."""
-    items: dict[str, Any] = {}
-    for record in records:
-        if record.HasField("run") and kind == "config":
-            items |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        if record.HasField(kind):
-            updates = getattr(record, kind).update
-            items |= {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in updates}
-    return items
 
 
 # ---- metrics.jsonl
@@ -205,7 +122,7 @@ def test_disabled_leaves_no_trace(table_file: Path) -> None:
     assert len(read_lines(config.run_dir)) == 6 + 2
 
 
-def test_offline_holds_config_history_plots_and_model(
+def test_offline_holds_config_history_and_summary(
     own_wandb: None, config: Config, shown: pytest.LogCaptureFixture
 ) -> None:
     metrics = Engine(config).run()
@@ -229,14 +146,10 @@ def test_offline_holds_config_history_plots_and_model(
     summary = read_items(records, "summary")
     assert summary["final/test/roc_auc"] == metrics["test"]["roc_auc"]
     assert summary["final/val/log_loss"] == metrics["val"]["log_loss"]
-    plots = {path.stem for path in (config.run_dir / "plots").glob("*.png")}
-    pictures = {name.split("plots/")[1] for values in history.values() for name in values if "plots/" in name}
-    assert {name.split(".")[0] for name in pictures} == plots
-    [artifact] = [record.request.log_artifact for record in records if record.request.HasField("log_artifact")] or [
-        record.artifact for record in records if record.HasField("artifact")
-    ]
-    names = {entry.path for entry in (getattr(artifact, "artifact", None) or artifact).manifest.contents}
-    assert names == {"model.safetensors", "preprocessor.json", "preprocessor.safetensors", "config.yaml", "schema.json"}
+    best = {step: values["best/log_loss"] for step, values in history.items() if "best/log_loss" in values}
+    evaluated = {line["step"]: line["log_loss"] for line in read_lines(config.run_dir) if line["split"] == "val"}
+    assert best == {3: evaluated[3], 6: min(evaluated.values())}
+    assert summary["best/log_loss"] == metrics["selection"]["value"]
 
 
 def test_a_resumed_run_keeps_its_id(own_wandb: None, config: Config, table_file: Path) -> None:
@@ -281,25 +194,189 @@ def test_a_folder_that_wandb_cannot_use_is_one_warning(
     assert len(read_lines(config.run_dir)) == 6 + 2
 
 
-def test_a_wandb_that_dies_on_the_way_is_one_warning(
+# ---- wandb in trouble: each in processes of its own, and beside a run that tracks nothing
+
+
+def words_of(untracked: Path, run: Path, *words: str) -> list[str]:
+    """A run on the table that lies there, with the same bits on any number of processes."""
+    own = [f"data.path={untracked / 'table.csv'}", "data.target=y", f"run.dir={run}", "run.name=tracked"]
+    steps = ["train.global_batch_size=64", "train.max_steps=6", "train.eval_every=3", "tracking.log_every_steps=1"]
+    rest = ["train.gradient_reduction=exact", f"data.cache_dir={untracked / 'cache'}", "tracking.mode=offline"]
+    return [*SMALL, *own, *steps, *rest, *words]
+
+
+@pytest.fixture(scope="module")
+def untracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that tracked nothing, beside its table."""
+    folder = tmp_path_factory.mktemp("untracked")
+    make_table(300).to_csv(folder / "table.csv", index=False)
+    Engine(load_config(None, words_of(folder, folder / "run", "tracking.mode=disabled"))).run()
+    return folder
+
+
+def assert_trained_like(untracked: Path, run: Path, done: subprocess.CompletedProcess[str]) -> str:
+    """The run is as if nothing had been tracked, and says once what is wrong; that word."""
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (run / "model.safetensors").read_bytes() == (untracked / "run" / "model.safetensors").read_bytes()
+    losses = [[(line["step"], line["split"], line["loss"]) for line in read_lines(r)] for r in (run, untracked / "run")]
+    assert losses[0] == losses[1]
+    assert read_json(run / "status.json") == {"state": "done", "reason": "max_steps", "step": 6}
+    assert not (run / "tracked.json").exists()
+    [warning] = [line for line in done.stdout.splitlines() if line.startswith("tracking:")]
+    return warning
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "why"),
+    [("SIGKILL", 1, "Error"), ("SIGTERM", 1, "Error"), ("SIGSTOP", 1, "no end within 3 s"), ("SIGKILL", 2, "Error")],
+)
+def test_whatever_wandbs_process_meets_the_training_does_not_notice(
+    name: str, processes: int, why: str, own_wandb: None, untracked: Path, tmp_path: Path, start: Start
+) -> None:
+    words = words_of(untracked, tmp_path / "run")
+    done = start(name, *words, processes=processes, script=RUN_TRACKED, timeout=90)
+    assert why in assert_trained_like(untracked, tmp_path / "run", done)
+    assert not [p for p in psutil.process_iter(["name", "environ"]) if is_left(p, tmp_path)]
+
+
+def is_left(process: psutil.Process, folder: Path) -> bool:
+    """Is it a process of wandb that a test in this folder started?"""
+    is_alive = "wandb" in process.name() and process.status() != psutil.STATUS_ZOMBIE
+    return is_alive and str(folder) in (process.info["environ"] or {}).get("XDG_CACHE_HOME", "")
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_a_disk_that_takes_nothing_is_one_warning(
+    trouble: str, own_wandb: None, untracked: Path, tmp_path: Path, start: Start, small_disk: Path
+) -> None:
+    if trouble == "full":
+        with suppress(OSError):
+            (small_disk / "filler").write_bytes(bytes(100_000))
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    words = words_of(untracked, tmp_path / "run")
+    done = start(str(small_disk), *words, script=RUN_TRACKED, timeout=90)
+    assert "OSError" in assert_trained_like(untracked, tmp_path / "run", done)
+
+
+def test_a_disk_that_fills_on_the_way_is_one_warning(
+    own_wandb: None, table_file: Path, small_disk: Path, shown: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(table_file, "tracking.mode=offline", "train.max_steps=300", "train.eval_every=300")
+    (small_disk / "filler").write_bytes(bytes(20_000))
+    engine = Engine(config)
+    engine.prepare()
+    (config.run_dir / "wandb").symlink_to(small_disk)
+    engine.train()
+    deadline = time.monotonic() + 20
+    while shutil.disk_usage(small_disk).free and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (small_disk / "filler").unlink()  # what comes now is written, and wandb says nothing of what was not
+    engine.close()
+    [warning] = failures(shown)
+    assert "is not whole" in warning
+    assert not (config.run_dir / "tracked.json").exists()
+    [folder] = offline_runs(config.run_dir)
+    assert 1 < len(parse_records(folder, damaged=True)) < 300
+
+
+def test_a_wandb_that_cannot_keep_up_is_one_warning(
     own_wandb: None, config: Config, shown: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, loss_sum = 0, Objective.loss_sum
+    monkeypatch.setattr(tracking, "LINES", 2)  # the first six come before wandb has started
+    Engine(config).run()
+    [warning] = failures(shown)
+    assert "2 lines wait for it" in warning
+    assert not (config.run_dir / "tracked.json").exists()
+    [folder] = offline_runs(config.run_dir)
+    assert any(record.HasField("exit") for record in parse_records(folder))
 
-    def killing(self: Objective, logits: Tensor, y: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            services = [p for p in psutil.Process().children(recursive=True) if "wandb" in p.name()]
-            assert services
-            for service in services:
-                service.kill()
-        return loss_sum(self, logits, y)
 
-    monkeypatch.setattr(Objective, "loss_sum", killing)
+def test_what_a_dead_wandb_lost_is_logged_again(
+    own_wandb: None, table_file: Path, shown: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "LINES", 2)
+        Engine(config_of(table_file, "tracking.mode=offline")).run()
+    config = config_of(table_file, "tracking.mode=offline", "train.max_steps=9")
+    (config.run_dir / "tracked.json").write_text("[" * 100_000)  # damaged: not there
     Engine(config).run()
     assert len(failures(shown)) == 1
-    assert read_json(config.run_dir / "status.json") == {"state": "done", "reason": "max_steps", "step": 6}
+    history = read_history(read_records(offline_runs(config.run_dir)[-1]))
+    assert [step for step, values in history.items() if "train/loss" in values] == list(range(1, 10))
+    assert read_json(config.run_dir / "tracked.json") == {"step": 9}
+
+
+def test_an_attempt_that_was_fenced_off_leaves_the_step_file_alone(
+    own_wandb: None, config: Config, tmp_path: Path, shown: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise Fenced("a newer attempt owns the run")
+
+    record = {"step": 3, "epoch": 0.5, "split": "train", "loss": 0.5}
+    for check_owner, expected in ((refuse, False), (lambda: None, True)):
+        accelerator = start_runtime(config.train, log_with="wandb").accelerator
+        tracker = open_tracker(
+            accelerator,
+            config,
+            run_dir=tmp_path,
+            run_id="some",
+            metric="log_loss",
+            read_records=lambda: [record],
+            check_owner=check_owner,
+        )
+        tracker.close()
+        assert (tmp_path / "tracked.json").exists() is expected
+    assert failures(shown) == []
+
+
+def test_wandb_has_no_hand_in_what_the_training_does(own_wandb: None, config: Config, tmp_path: Path) -> None:
+    hooks = sys.exit, sys.excepthook
+    accelerator = start_runtime(config.train, log_with="wandb").accelerator
+    open_tracker(accelerator, config, run_dir=tmp_path, run_id="some", metric="log_loss", read_records=list).close()
+    assert (tmp_path / "tracked.json").exists()
+    assert (sys.exit, sys.excepthook) == hooks
+    # one would send word of every import of scikit-learn to wandb's process, and have it fail where that one is gone
+    assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("wandb")]
+
+
+def test_a_file_of_wandb_that_lacks_something_is_not_whole(tmp_path: Path) -> None:
+    path, proto = tmp_path / "run.wandb", wandb_internal_pb2
+    for size in range(BLOCK - 60, BLOCK + 20):  # the end lies before, across and after the edge of a block
+        texts = [proto.Record(num=n, output=proto.OutputRecord(line="x" * size)) for n in (1, 2)]
+        end = proto.Record(num=3, exit=proto.RunExitRecord(runtime=12345))
+        content = write_records(path, [*texts, end])
+        assert is_whole(path), size
+        for cut in {1, 2, 7, 8, len(end.SerializeToString()), len(content) - BLOCK, BLOCK}:
+            path.write_bytes(content[:-cut])
+            assert not is_whole(path), (size, cut)
+        for lost in (0, 1):
+            path.write_bytes(content[: lost * BLOCK] + content[(lost + 1) * BLOCK :])
+            assert not is_whole(path), (size, lost)
+        write_records(path, [texts[0], end])
+        assert not is_whole(path), size
+    path.write_bytes(b"")
+    assert not is_whole(path)
+    path.unlink()
+    assert not is_whole(path)
+
+
+def write_records(path: Path, records: list[wandb_internal_pb2.Record]) -> bytes:
+    """Write a file of wandb's as `parse_records` reads it; its content."""
+    content = bytearray(b"\0" * 7)
+    for record in records:
+        left, kind = record.SerializeToString(), 0
+        while left or kind == 0:
+            room = BLOCK - len(content) % BLOCK
+            if room < 7:
+                content += bytes(room)
+                continue
+            part, left = left[: room - 7], left[room - 7 :]
+            kind = (4 if kind else 1) if not left else (3 if kind else 2)
+            content += struct.pack("<IHB", 0, len(part), kind) + part
+    path.write_bytes(content)
+    assert parse_records(path.parent) == records
+    return bytes(content)
 
 
 # ---- wandb online
@@ -363,7 +440,7 @@ def test_online_with_a_server_that_goes_away(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("WANDB_API_KEY", SOME_KEY)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    for name, value in {"START_S": 20, "FINISH_S": 1, "RETRIES": 1, "RETRY_S": 1}.items():
+    for name, value in {"START_S": 20, "UPLOAD_S": 1, "RETRIES": 1, "RETRY_S": 1}.items():
         monkeypatch.setattr(tracking, name, value)
     try:
         assert_trained_without(config_of(table_file, "tracking.mode=online"), shown, "Timed out finishing run")

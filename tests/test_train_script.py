@@ -47,7 +47,7 @@ def test_help_shows_every_key(start: Start) -> None:
         for name, field in model.model_fields.items():
             assert f"  {section}.{name} (" in done.stdout
             assert " ".join((field.description or "nothing").split()) in done.stdout
-    assert "default 256" in done.stdout and ">= 1" in done.stdout
+    assert "default auto" in done.stdout and ">= 1" in done.stdout
 
 
 def test_print_config_shows_what_would_run_and_reads_back(start: Start, tmp_path: Path) -> None:
@@ -72,7 +72,10 @@ def test_the_json_schema_is_that_of_the_settings(start: Start, tmp_path: Path) -
         (["--epochs", "3"], "unknown option --epochs"),
         (["--config", "nowhere.yaml"], "no such config file"),
         (["train.global_batch_size=many"], "train.global_batch_size='many'"),
-        (["train.micro_batch_size=512"], "train.micro_batch_size=512 is more than train.global_batch_size=256"),
+        (
+            ["train.micro_batch_size=512", "train.global_batch_size=256"],
+            "train.micro_batch_size=512 is more than train.global_batch_size=256",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_message_without_importing_torch(
@@ -96,7 +99,7 @@ def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
     assert metrics["test"]["roc_auc"] >= 0.845
     assert metrics["test"]["log_loss"] <= 0.415
     assert metrics["test"]["roc_auc"] >= metrics["baselines"]["hist_gradient_boosting"]["test"]["roc_auc"]
-    for line in ("roc_auc", "hist gradient boosting", "majority", "linear", "global 256 = 1 process x micro 256"):
+    for line in ("roc_auc", "hist gradient boosting", "majority", "linear", "global 128 = 1 process x micro 128"):
         assert line in done.stdout
     page = tmp_path / "runs" / "telco" / "report.html"
     assert done.stdout.rstrip().endswith(f"report:     {page}")

@@ -15,11 +15,20 @@ import pytest
 from tests.conftest import ROOT, SMALL, make_table
 
 WORLDS = (1, 2, 4)
-FAST = ("data.target=y", "train.global_batch_size=96", "model.dropout=0", "train.max_steps=300", "train.eval_every=50",
-        "tracking.log_every_steps=1", "checkpoint.every_time=no")  # fmt: skip
+FAST = ("data.target=y", "train.global_batch_size=96", "optim.warmup_steps=20", "model.dropout=0",
+        "train.max_steps=300", "train.eval_every=50", "tracking.log_every_steps=1",
+        "checkpoint.every_time=no")  # fmt: skip
 EXACT = ("data.target=y", "train.gradient_reduction=exact", "train.global_batch_size=96", "model.dropout=0.3",
          "train.max_steps=60", "train.eval_every=10", "tracking.log_every_steps=1")  # fmt: skip
-UNEVEN = ("data.target=y", "train.max_steps=4", "train.global_batch_size=7", "train.eval_batch_size=5")
+ANY_NUMBER = ("accumulated", "few", "few_accumulated", "classes", "values")  # runs that three processes make too
+UNEVEN = (
+    "data.target=y",
+    "optim.warmup_steps=3",
+    "train.max_steps=4",
+    "train.global_batch_size=7",
+    "train.eval_batch_size=5",
+    "tracking.log_every_steps=1",
+)
 
 
 def run_world(processes: int, runs: list[list[str]], folder: Path) -> None:
@@ -70,6 +79,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_world(processes, [[*SMALL, *words] for words in own + extra[processes]], folder)
         if processes == 2:
             shutil.copytree(folder / "fork-1", folder / "fork-4")
+    # exact mode is for powers of two; all else is for any number
+    uneven = {name: words for name, words in runs.items() if name in ANY_NUMBER}
+    own = [[*SMALL, *words, f"run.dir={folder / f'{name}-3'}"] for name, words in uneven.items()]
+    run_world(3, own, folder)
     return folder
 
 
@@ -99,7 +112,21 @@ def test_fast_losses_agree_over_300_steps(folder: Path, processes: int) -> None:
     )
 
 
-@pytest.mark.parametrize("processes", WORLDS)
+def read_lines(run: Path, name: str) -> list[float]:
+    """A value of every line of a train step, in order."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if line["split"] == "train"]
+
+
+def test_the_learning_rate_is_a_function_of_the_step_alone(folder: Path) -> None:
+    for run in ("accumulated", "few", "few_accumulated"):
+        curves = [read_lines(folder / f"{run}-{processes}", "lr") for processes in (1, 2, 3, 4)]
+        assert curves[0] == curves[1] == curves[2] == curves[3] and len(set(curves[0])) > 1
+    steps = read_lines(folder / "accumulated-3", "step")
+    assert read_lines(folder / "fast-1", "lr")[: len(steps)] == read_lines(folder / "accumulated-3", "lr")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
 def test_accumulation_changes_no_loss(folder: Path, processes: int) -> None:
     np.testing.assert_allclose(
         read_losses(folder / f"accumulated-{processes}"), read_losses(folder / "fast-1")[:50], rtol=1e-5
@@ -132,7 +159,8 @@ def test_a_checkpoint_of_two_processes_goes_on_elsewhere(folder: Path, processes
 @pytest.mark.parametrize("run", ["fast", "exact", "few", "few_accumulated", "few_exact", "classes", "values"])
 def test_every_row_is_evaluated_once_on_any_number_of_processes(folder: Path, run: str) -> None:
     for name in ("predictions.parquet", "predictions_val.parquet"):
-        frames = [pd.read_parquet(folder / f"{run}-{processes}" / name) for processes in WORLDS]
+        worlds = (*WORLDS, 3) if run in ANY_NUMBER else WORLDS
+        frames = [pd.read_parquet(folder / f"{run}-{processes}" / name) for processes in worlds]
         split = "test" if name == "predictions.parquet" else "val"
         with np.load(folder / f"{run}-1" / "splits.npz") as splits:
             expected = splits[split]

@@ -55,11 +55,16 @@ def own_loop(engine: Engine, *, exact: bool) -> Callable[[], None]:
         canonical_slices=engine.config.train.canonical_slices if exact else None,
     )
     hooks = Hooks(
+        updated=lambda step: None,
         evaluate=lambda state: 0.0,
         keep_best=lambda: None,
         log=lambda record: None,
         save=lambda state: None,
+        settle=lambda: None,
+        must_end=lambda: False,
+        restore=lambda state: None,
         stop_requested=lambda: False,
+        tell=lambda event, **values: None,
     )
     config = engine.config.model_copy(update={"train": engine.config.train.model_copy(update={"eval_every": 10**9})})
 
@@ -101,7 +106,7 @@ def plain_step(engine: Engine) -> Step:
 def fixed_batch(engine: Engine, steps: int, step: Step) -> Callable[[], None]:
     """One resident batch again and again."""
     training = engine.training
-    batch = training.rows.take(torch.arange(engine.config.train.global_batch_size) % len(training.rows))
+    batch = training.rows.take(torch.arange(engine.training.plan.global_batch_size) % len(training.rows))
 
     def run() -> None:
         for _ in range(steps):
@@ -112,7 +117,7 @@ def fixed_batch(engine: Engine, steps: int, step: Step) -> Callable[[], None]:
 
 def per_row_loader(engine: Engine, steps: int, step: Step | None) -> Callable[[], None]:
     """Batches of a per-row loader, with a step or alone."""
-    rows, size = engine.training.rows, engine.config.train.global_batch_size
+    rows, size = engine.training.rows, engine.training.plan.global_batch_size
 
     def run() -> None:
         loader = DataLoader(TensorDataset(rows.x_num, rows.x_cat, rows.y), batch_size=size, shuffle=True)
@@ -165,7 +170,7 @@ def main() -> None:
                 if turn:  # the first turn warms up
                     seconds[name].append(time.perf_counter() - started)
         engine.close()
-    plan, size = engine.training.plan, engine.config.train.global_batch_size
+    plan, size = engine.training.plan, engine.training.plan.global_batch_size
     # the last batch of an epoch is short; the fixed batch never is
     rows = {name: arguments.steps * plan.num_rows / plan.steps_per_epoch for name in loops}
     rows["limit"] = float(arguments.steps * size)

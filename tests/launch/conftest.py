@@ -54,6 +54,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "small"
 
 
+WATCHED = ("watchdog.floor=2", "watchdog.cap=20")
+
+
 class LiveRun:
     """A run that trains in the background until it is asked to stop."""
 
@@ -67,7 +70,12 @@ class LiveRun:
         """Start it, or have it go on; returns when it has made steps."""
         before = self.metrics_step()
         self.launcher = subprocess.Popen(
-            [sys.executable, "-m", "launch", *run_words(self.folder, "run.name=live", "train.max_epochs=100000")],
+            [
+                sys.executable,
+                "-m",
+                "launch",
+                *run_words(self.folder, "run.name=live", "train.max_epochs=100000", *WATCHED),
+            ],
             cwd=self.folder,
             env=environment(self.folder / "cache"),
             stdout=subprocess.PIPE,

@@ -65,7 +65,7 @@ def show(plan: Plan, job: dict[str, str], *, node_rank: int) -> str:
         plan,
         local_processes=node.processes,
         threads=node.threads,
-        stop_file=Path("/tmp/launch-x/stop"),
+        folder=Path("/tmp/launch-x"),
         inherited=INHERITED,
     )
     lines = [f"# node {node.rank}", *map(shlex.quote, argv), ""]
@@ -112,9 +112,7 @@ def test_the_second_attempt_says_that_the_run_goes_on(folder: Path) -> None:
     first, second = begin([], job), begin([], job)
     assert (first.attempt, first.goes_on, second.attempt, second.goes_on) == (1, False, 2, True)
     assert first.port != second.port and first.rendezvous_id != second.rendezvous_id
-    said = [
-        contract(plan, local_processes=2, threads=1, stop_file=folder)["LAUNCH_GOES_ON"] for plan in (first, second)
-    ]
+    said = [contract(plan, local_processes=2, threads=1, folder=folder)["LAUNCH_GOES_ON"] for plan in (first, second)]
     assert said == ["0", "1"]
     assert begin([], job | {"SLURM_JOB_ID": "18"}).goes_on is False  # another launch's attempts are none of its own
 

@@ -14,6 +14,7 @@ from launch.look import goes_on_command, logs, ls, show
 from launch.runs import State, describe_bytes, describe_seconds, find_run, list_runs, read_run
 from nn_train.attempts import Attempt
 from nn_train.errors import UserError
+from nn_train.timeline import append_event
 from tests.launch.conftest import FakeSlurm, environment, launch_in, write_attempt, write_end, write_status
 
 Capture = pytest.CaptureFixture[str]
@@ -275,6 +276,25 @@ def test_show_of_a_job_with_its_first_error(tmp_path: Path, fake_slurm: FakeSlur
     assert facts["goes_on"] == "sbatch --nodes=2 slurm/train.sh -- a=1"
     (run / "launch" / "submit.sh").touch()
     assert goes_on_command(read_run(run)) == f"sbatch {run}/launch/submit.sh"
+
+
+def test_show_says_where_the_time_went(tmp_path: Path, capsys: Capture) -> None:
+    write_status(tmp_path, "done", 60)
+    assert show([str(tmp_path)]) == 0
+    assert "timeline" not in capsys.readouterr().out
+    append_event(tmp_path, "start", attempt=1, step=0, processes=1, prepare_s=40.0)
+    append_event(tmp_path, "train", attempt=1, step=0, repeats=0)
+    append_event(tmp_path, "checkpoint_failed", attempt=1, step=50, why="full")
+    append_event(tmp_path, "trained", attempt=1, step=60, elapsed_s=0.0, why="max_steps")
+    assert show([str(tmp_path)]) == 0
+    assert (
+        "  timeline goodput 1.00: 40.0 s useful of 40.0 s\n           1 of 1 checkpoint could not be written\n"
+        in capsys.readouterr().out
+    )
+    assert show([str(tmp_path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["timeline"]
+    assert facts["words"].startswith("goodput 1.00: ") and facts["checkpoints_failed"] == 1
+    assert facts["goodput"] > 0.9 and set(facts["parts"]) > {"training", "waiting"}
 
 
 def test_finding_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

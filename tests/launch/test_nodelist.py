@@ -1,5 +1,6 @@
 """Node lists: a table of cases, what is refused, and agreement with the real `scontrol`."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -85,6 +86,95 @@ def test_refuses(text: str, what: str) -> None:
 
 def test_largest() -> None:
     assert len(expand(f"n[1-{MOST_NODES}]")) == MOST_NODES
+
+
+# --- anything ---------------------------------------------------------------------------------------------------------
+
+LIGHT = settings(max_examples=300, deadline=None, database=None)
+PIECES = (
+    "n", "a", "-", ".", "_", ",", ",,", " ", "\n", "[", "]", "[[", "[]", "1-3", "7", "0", "007", "9", "65536",
+    "9" * 19,
+)  # fmt: skip
+slurm_texts = st.one_of(
+    st.lists(st.sampled_from(PIECES), max_size=25).map("".join),
+    st.text("n019[],- .", max_size=40),
+    st.lists(
+        st.sampled_from(["n[1-2]", "n[01-12,7]", "r[3,1]n[4,3]-ib", "login", "n[0-65535]", "[", ","]), max_size=9
+    ).map(",".join),
+)
+
+
+def answer(text: str) -> list[str] | None:
+    """The hosts, or None after a look at the error: there is nothing third."""
+    try:
+        hosts = expand(text)
+    except UserError as error:
+        assert error.what and error.fix and error.where.startswith("node list '") and len(str(error)) < 800
+        return None
+    assert 0 < len(hosts) <= MOST_NODES
+    assert not any(sign in host for host in hosts for sign in "[], \n")
+    assert all(hosts)
+    return hosts
+
+
+@LIGHT
+@given(text=slurm_texts)
+def test_any_text_of_slurms_signs_is_a_list_or_one_error(text: str) -> None:
+    if hosts := answer(text):
+        assert expand(",".join(hosts)) == hosts  # names stand for themselves
+
+
+@LIGHT
+@given(text=st.text(max_size=60))
+def test_any_text_at_all_is_a_list_or_one_error(text: str) -> None:
+    answer(text)
+
+
+def shorten(hosts: list[tuple[str, str]]) -> str:
+    """Hosts (name, digits) in Slurm's short form, neighbours with numbers that follow each other as one range."""
+    pieces: list[tuple[str, str, int]] = []  # name, first digits, length of the range
+    for name, digits in hosts:
+        if pieces and pieces[-1][0] == name:
+            _, first, length = pieces[-1]
+            if digits == f"{int(first) + length:0{len(first)}d}":
+                pieces[-1] = (name, first, length + 1)
+                continue
+        pieces.append((name, digits, 1))
+    texts = []
+    for name, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
+        ranges = [
+            first if length == 1 else f"{first}-{int(first) + length - 1:0{len(first)}d}" for _, first, length in group
+        ]
+        texts.append(f"{name}[{','.join(ranges)}]")
+    return ",".join(texts)
+
+
+runs = st.builds(
+    lambda name, first, width, length: [(name, f"{number:0{width}d}") for number in range(first, first + length)],
+    st.sampled_from(["n", "node-", "r1n", "a.b"]),
+    st.one_of(st.integers(0, 12), st.integers(95, 105), st.integers(0, 10**12)),
+    st.integers(1, 6),
+    st.integers(1, 15),
+)
+
+
+@LIGHT
+@given(hosts=st.lists(runs, min_size=1, max_size=8).map(lambda lists: [host for part in lists for host in part]))
+def test_what_is_shortened_expands_to_what_it_was(hosts: list[tuple[str, str]]) -> None:
+    names = [name + digits for name, digits in hosts]
+    assert expand(shorten(hosts)) == names
+    assert expand(",".join(names)) == names
+
+
+@LIGHT
+@given(texts=st.lists(slurm_texts, min_size=2, max_size=3))
+def test_lists_that_are_joined_give_their_hosts_in_order(texts: list[str]) -> None:
+    parts = [answer(text) for text in texts]
+    if all(part is not None for part in parts) and sum(len(part or ()) for part in parts) <= MOST_NODES:
+        assert expand(",".join(texts)) == [host for part in parts for host in part or ()]
+
+
+# --- the real scontrol ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

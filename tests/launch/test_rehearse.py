@@ -1,6 +1,7 @@
 """`rehearse` on a run that really trains, and what it says where that goes wrong."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,24 @@ def test_a_run_that_trains(live_run: LiveRun) -> None:
     refused = live_run.launch("rehearse", "live")
     assert refused.returncode == 2
     assert "it is saved" in refused.stderr and "python -m launch run" in refused.stderr
+
+
+def test_faults_are_met_and_recovered_from(live_run: LiveRun) -> None:
+    live_run.start()
+    refused = live_run.launch("rehearse", "live", "--fault", "burn")
+    assert refused.returncode == 2 and "the fault 'burn@step" in refused.stderr
+    number = len(list((live_run.run_dir / "attempts").glob("????.json")))
+    done = live_run.launch("rehearse", "live", "--wait=60", "--fault", "stop")
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdict = done.stdout.splitlines()[-1]
+    shape = r"stop@step,after=20,rank=0: ended after [\d.]+ s; training again after [\d.]+ s; \d+ steps made again$"
+    assert re.match(shape, verdict), done.stdout
+    files = [live_run.run_dir / "attempts" / f"{n:04d}.end.json" for n in (number, number + 1)]
+    assert [json.loads(file.read_text())["kind"] for file in files] == ["stopped", "crashed"]
+    plans = [live_run.run_dir / "launch" / f"plan-{n:04d}.json" for n in range(number, number + 3)]
+    assert [bool(json.loads(plan.read_text())["faults"]) for plan in plans] == [False, True, False]  # once
+    assert live_run.launch("cancel", "live").returncode == 0
+    assert live_run.end()[0] == 75
 
 
 def test_refuses_what_does_not_train(tmp_path: Path, fake_slurm: FakeSlurm) -> None:

@@ -27,7 +27,6 @@ WORDS = (
     "train.eval_every=100",
     "checkpoint.every_steps=40",
     "tracking.log_every_steps=1",
-    "report.importance=false",
 )
 
 

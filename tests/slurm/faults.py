@@ -1,6 +1,8 @@
 """The faults: each a function that lets a run on a real cluster meet one, and asks the oracle."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +11,15 @@ from launch.place import FIRST_PORT, NUM_PORTS
 from tests.slurm.bed import STEPS, Bed, Run, assert_one_wandb_run, command_line, kill
 
 PACED = Path(__file__).with_name("run_paced.py")
-LONG = 1000  # where the clock, and not a step, says when
+SHARING = Path(__file__).with_name("run_sharing.py")
 
 
 def walltime(bed: Bed) -> None:
-    """A minute is too short: it is requeued three times or more, under one id."""
-    # 25 to 35 s for each attempt, its start among them, at ten steps a second: three of them are too few. Slurm
-    # sends its signal up to 30 s early, or the agents' own clock is first
-    run = bed.start("walltime", "--time=1", "--signal=USR1@5", launch=("--lead=25s",), steps=LONG, script=PACED)
-    run.wait_end(timeout=600)
+    """Two minutes are too short: it is requeued three times or more, under one id."""
+    # 45 s for each attempt, its start among them: three of them do their share, and are stopped by the agents' own
+    # clock while they rest, or on a slow machine before; the rest of the two minutes is theirs to save in
+    run = bed.start("walltime", "--time=2", "--signal=USR1@5", launch=("--lead=75s",), script=SHARING)
+    run.wait_end(timeout=1000)
     reasons = [run.end_of(number)["reason"] for number in range(1, run.attempts)]
     assert len(reasons) >= 3 and set(reasons) == {"walltime"}, run.output()
     assert bed.cluster.job(run.job)["Restarts"] == str(len(reasons))
@@ -138,6 +140,25 @@ def process_killed(bed: Bed, name: str = "process_killed", step: int = 120, step
     run.assert_same_as_undisturbed()
 
 
+def process_stopped(bed: Bed) -> None:
+    """One training process is stopped and says nothing: all write their stacks, and it is named over the nodes."""
+    run = bed.start("process_stopped", words=("watchdog.floor=12", "watchdog.cap=90"))
+    run.wait_step(120)
+    stopped_s = time.time()
+    os.kill(run.scripts()[2], signal.SIGSTOP)
+    run.wait_end()
+    assert run.attempts == 2 and run.end_of(1)["kind"] == "crashed", run.output()[-6000:]
+    node = run.end_of(1)["failure"].split()[3]
+    # at a step, or in what comes between two: it is stopped at any moment
+    assert run.end_of(1)["failure"].startswith(f"process 2 on {node} hangs in phase "), run.end_of(1)
+    assert "is stopped (SIGSTOP)" in run.output()
+    stacks = sorted((run.folder / "logs" / "attempt-0001").glob("*.stacks"))
+    assert [path.name.partition("-rank-")[2] for path in stacks] == [f"{rank}.stacks" for rank in range(4)]
+    assert all("training.py" in path.read_text() for path in stacks)
+    assert (run.folder / "attempts" / "0001.end.json").stat().st_mtime - stopped_s < 100  # and not half an hour
+    run.assert_same_as_undisturbed()
+
+
 def launcher_killed(bed: Bed) -> None:
     """`accelerate launch` dies on one node: its processes die with it, and the world starts anew."""
     run = bed.start("launcher_killed")
@@ -243,7 +264,7 @@ FAULTS: dict[str, Callable[[Bed], None]] = {
     function.__name__: function
     for function in (walltime, link_cut_for_good, node_killed, cancelled, crashes_at_one_step, array_of_runs,
                      two_jobs_on_the_same_nodes, preempted, node_set_down, batch_shell_killed, process_killed,
-                     launcher_killed, agent_killed, stop_file, link_cut_for_5_seconds, port_occupied)
+                     process_stopped, launcher_killed, agent_killed, stop_file, link_cut_for_5_seconds, port_occupied)
 }  # fmt: skip
 # What signals and the death of parents decide differently where Slurm signals every process of a step.
-ALSO_WITH_LINUXPROC = ("preempted", "cancelled", "process_killed", "launcher_killed", "batch_shell_killed")
+ALSO_WITH_LINUXPROC = ("preempted",)

@@ -47,8 +47,9 @@ def submitted_code_is_frozen(bed: Bed) -> None:
     profile = bed.folder / "cluster.yaml"
     profile.write_text("processes_per_node: 2\nexclusive: true\nlead: 30s\nsetup: |\n  export MARK=set-up\n"
                        f"  export PATH={Path(sys.executable).parent}:$PATH\n")  # fmt: skip
-    words = ["submit", "--cluster", str(profile), "--nodes=2", "--time=10", "--", *bed.words("froz en")]
-    assert "#SBATCH --exclusive" in launch(bed, *words[:5], "--dry-run", *words[5:], root=checkout)
+    options = ["submit", "--cluster", str(profile), "--nodes=2", "--time=10", f"--sbatch=--exclude={bed.gpu_nodes}"]
+    words = [*options, "--", *bed.words("froz en")]
+    assert "#SBATCH --exclusive" in launch(bed, *options, "--dry-run", "--", *bed.words("froz en"), root=checkout)
     assert not (bed.folder / "froz en").exists()
     said = launch(bed, *words, root=checkout)
     run = Run(bed, said.split()[1], bed.folder / "froz en")
@@ -112,7 +113,8 @@ def any_script(bed: Bed) -> None:
     script = bed.folder / "their script.py"
     shutil.copy(Path(__file__).with_name("run_foreign.py"), script)
     folder = bed.folder / "theirs"
-    options = ("--nodes=2", "--ntasks-per-node=2", "--exclusive")
+    # a requeued job may be given other nodes, and those with GPUs are for one process per GPU
+    options = ("--nodes=2", "--ntasks-per-node=2", "--exclusive", f"--exclude={bed.gpu_nodes}")
     words = (f"--script={script}", f"--run-dir={folder}", "--", "--name", "a b", "it's")
     job = bed.cluster.submit(*options, str(ROOT / "slurm" / "train.sh"), *words, cwd=bed.folder, **bed.environment)
     run = Run(bed, job, folder)
