@@ -35,6 +35,17 @@ SMALL = (
 BARE = ("model.embedding=none", "model.num_embedding=auto")  # behind SMALL: numbers as they are
 PAGE = ("report.page=true", "report.dpi=40")  # behind SMALL, where a test looks at the page
 
+# Files of tests that take minutes: they begin first, so that at the end no process waits for another's.
+LONG = ("test_scenarios.py", "test_campaign.py", "test_worlds.py", "test_resume.py", "test_export.py",
+        "test_tracking.py", "test_train_script.py", "test_report.py", "test_architecture.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; under xdist a file's tests stay together, in this order."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
+
 Start = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -277,7 +277,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, pairs: list[tuple[Tensor, Te
             lambda: authors.PeriodicEmbeddings(3, 6, n_frequencies=5, frequency_init_scale=0.3, lite=False),
         ),
     ],
-    ids=str,
+    ids=["linear", "periodic", "periodic-lite", "periodic-5"],
 )
 def test_other_embeddings_of_numbers_are_their_authors_to_the_bit(
     options: dict[str, Any], make_theirs: Callable[[], nn.Module]

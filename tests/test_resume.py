@@ -81,7 +81,7 @@ def test_killed_in_exact_mode(folder: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("optim.ema_decay=0.99", "optim.schedule=one-cycle"),
+        pytest.param(("optim.ema_decay=0.99", "optim.schedule=one-cycle"), marks=pytest.mark.campaign),
         ("optim.ema_decay=0.99", "train.gradient_reduction=exact"),
         ("optim.name=schedulefree", "optim.warmup_steps=5"),
         ("optim.name=muon", "optim.schedule=coslog4"),
