@@ -104,8 +104,9 @@ def _base_row(batch: Batch, preprocessor: Preprocessor) -> tuple[Tensor, Tensor]
 
 def _score(logits: Tensor, class_B: Tensor, preprocessor: Preprocessor, decision: Decision) -> Tensor:
     task = preprocessor.target.task
-    if task == "regression":
-        return logits[:, preprocessor.target.middle] * preprocessor.target_std + preprocessor.target_mean
+    if task == "regression":  # of several targets the first
+        std, mean = (float(np.ravel(value)[0]) for value in (preprocessor.target_std, preprocessor.target_mean))
+        return logits[:, preprocessor.target.middle] * std + mean
     scaled = logits / decision.temperature
     if task == "binary":
         return scaled[:, 0]

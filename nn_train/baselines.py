@@ -28,7 +28,7 @@ from nn_train.calibration import choose_threshold
 from nn_train.errors import ConfigError, short
 from nn_train.metrics import compute_metrics
 from nn_train.pulse import pulse
-from nn_train.schema import Task
+from nn_train.schema import SPLITS, Task
 
 MOST_LEVELS_HIST = 255  # HistGradientBoosting's limit for one categorical column
 MOST_CLASSES_HIST = 30  # it grows one tree per class and round
@@ -41,7 +41,7 @@ logger = logging.getLogger("nn_train")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineRows:
-    """Rows of a split: x_num (B, N) float32 with NaN gaps, x_cat (B, C) int32 codes, y (B,)."""
+    """Rows of a split: x_num (B, N) float32 with NaN gaps, x_cat (B, C) int32 codes, y (B,), or (B, T) of several."""
 
     x_num: np.ndarray
     x_cat: np.ndarray
@@ -63,6 +63,12 @@ class BaselineData:
     val: BaselineRows
     test: BaselineRows
     cardinalities: tuple[int, ...]
+
+    def of_target(self, place: int) -> "BaselineData":
+        """The same rows with one of several targets."""
+        parts = {name: getattr(self, name) for name in SPLITS}
+        one = {name: dataclasses.replace(rows, y=rows.y[:, place]) for name, rows in parts.items()}
+        return dataclasses.replace(self, **one)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +158,7 @@ def _fit_one(
     # on the few rows of a quick start more threads wait for each other, and with one sums keep their order
     with threadpool_limits(limits=count_threads(len(data.train.y))), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        predict = fit(data, task, num_classes, seed)
+        predict = _fit_targets(fit, data, seed) if data.train.y.ndim == 2 else fit(data, task, num_classes, seed)
         seconds = time.monotonic() - started_s
         val = predict(data.val)
         test = predict(data.test) if len(data.test.y) else val[:0]
@@ -171,6 +177,12 @@ def _fit_one(
         val_prediction=val,
         test_prediction=test,
     )
+
+
+def _fit_targets(fit: Fit, data: BaselineData, seed: int) -> Predict:
+    """A model for each of several targets, predictions (B, T)."""
+    models = [fit(data.of_target(place), "regression", 0, seed) for place in range(data.train.y.shape[1])]
+    return lambda rows: np.stack([predict(rows) for predict in models], axis=1)
 
 
 def count_threads(num_rows: int) -> int:

@@ -33,7 +33,7 @@ BATCH_ROWS = 16_384
 
 
 class RowEncoder(Protocol):
-    """Turns raw Arrow rows into x_num (B, N), x_cat (B, C) and y (B,)."""
+    """Turns raw Arrow rows into x_num (B, N), x_cat (B, C) and y, (B,) or of several targets (B, T)."""
 
     def __call__(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Encode one batch."""
@@ -71,7 +71,7 @@ def build_rows(config: Config, folder: Path, *, content: str, key: str) -> None:
         return encoded.x_num, encoded.x_cat, encoded.y
 
     encoded = preprocessor.transform(frame)
-    _refuse_far_target(encoded, frame[schema.target.name], config.data)
+    _refuse_far_target(encoded, schema.target.take(frame), config.data)
     pulse.beat()
     pack_rows(table, encode, folder, fingerprint=key, weigh=weigh)
     pulse.beat()
@@ -87,7 +87,8 @@ def build_rows(config: Config, folder: Path, *, content: str, key: str) -> None:
     truth = pd.DataFrame({name: _id_values(ids.column(name)) for name in ids.column_names}, index=frame.index)
     truth = truth.rename(columns=schema.id_names())
     truth.insert(0, "row", np.arange(len(frame)))
-    truth["target"] = frame[schema.target.name].to_numpy()
+    for column, name in zip(schema.target.truth_names, schema.target.names, strict=True):
+        truth[column] = frame[name].to_numpy()
     write_file(folder / TRUTH_FILE, truth.to_parquet(None, index=False))
     features = frame[[column.name for column in schema.features]]
     write_file(folder / TEST_FILE, features.iloc[splits.test].to_parquet(None, index=False))
@@ -113,14 +114,15 @@ def _infer(config: Config, table: datasets.Dataset, *, parts: list[datasets.Data
         raise
 
 
-def _refuse_far_target(encoded: Encoded, target: pd.Series, data: DataConfig) -> None:
-    """A validation or test value whose square would leave float32, seen from the train rows."""
+def _refuse_far_target(encoded: Encoded, target: np.ndarray, data: DataConfig) -> None:
+    """A validation or test value whose square would leave float32, seen from the train rows; `target` as it is."""
     assert encoded.y is not None
-    is_far = np.abs(encoded.y) > FARTHEST
+    is_far = np.abs(encoded.y.reshape(len(target), -1)) > FARTHEST
     if is_far.any():
-        row = int(np.argmax(is_far))
+        row, place = divmod(int(np.argmax(is_far)), is_far.shape[1])
+        value = target.reshape(is_far.shape)[row, place]
         raise DataError(
-            f"the target '{short(data.target)}' holds {target.iloc[row]} in {name_row(data, row)}, which is more than "
+            f"the target '{short(data.targets[place])}' holds {value} in {name_row(data, row)}, which is more than "
             f"{FARTHEST:g} deviations away from the train rows",
             where=data.path,
             fix="correct it or leave the row out",
@@ -165,10 +167,9 @@ def _join(tables: list[datasets.Dataset], config: Config) -> datasets.Dataset:
 def _split(
     config: Config, table: datasets.Dataset, frame: pd.DataFrame, schema: TableSchema, *, sizes: list[int]
 ) -> Splits:
-    target = frame[schema.target.name]
-    present = np.flatnonzero(target.notna().to_numpy())
+    present = np.flatnonzero(frame[list(schema.target.names)].notna().all(axis=1).to_numpy())
     edges = np.cumsum([0, *sizes])
-    values = target.to_numpy()[present]
+    values = schema.target.take(frame)[present]
     column = None
     if config.split.column is not None and config.split.method != "random":
         column = _split_values(table, config.split.column, config.data).iloc[present]
@@ -202,8 +203,8 @@ def describe(
     frame: pd.DataFrame, encoded: Encoded, splits: Splits, schema: TableSchema, preprocessor: Preprocessor
 ) -> dict[str, Any]:
     """What the report says of the data: class counts, drift between the splits, warnings."""
-    target = frame[schema.target.name]
-    parts = {split: target.iloc[getattr(splits, split)] for split in SPLITS}
+    names = schema.target.names
+    rows = {split: getattr(splits, split) for split in SPLITS}
     warnings = [
         f"column '{short(c.name)}' was dropped: {c.dropped}"
         for c in schema.columns
@@ -212,18 +213,24 @@ def describe(
     warnings += [f"column '{short(name)}' was dropped: {reason}" for name, reason in preprocessor.dropped.items()]
     classes, stats = None, None
     if schema.target.task == "regression":
-        stats = {split: {"mean": float(part.mean()), "std": float(part.std(ddof=0))} if len(part) else None
-                 for split, part in parts.items()}  # fmt: skip
+        stats = {
+            name: {split: _mean_and_deviation(frame[name].iloc[rows[split]]) for split in SPLITS} for name in names
+        }
+        stats = stats if schema.target.columns else stats[schema.target.name]
     else:
-        counts = {split: part.value_counts() for split, part in parts.items()}
+        counts = {split: frame[names[0]].iloc[rows[split]].value_counts() for split in SPLITS}
         classes = {split: {c: int(counts[split].get(c, 0)) for c in schema.target.classes} for split in SPLITS}
     return {
-        "rows": {split: len(part) for split, part in parts.items()},
+        "rows": {split: len(part) for split, part in rows.items()},
         "class_counts": classes,
         "target_stats": stats,
         "drift": _drift(encoded, splits, preprocessor),
         "warnings": warnings,
     }
+
+
+def _mean_and_deviation(values: pd.Series) -> dict[str, float] | None:
+    return {"mean": float(values.mean()), "std": float(values.std(ddof=0))} if len(values) else None
 
 
 def _drift(encoded: Encoded, splits: Splits, preprocessor: Preprocessor) -> dict[str, dict[str, float]]:
@@ -263,6 +270,8 @@ def pack_rows(
         if array.shape[1]
     }
     numbers = {"y": datasets.Value(str(first[2].dtype))}
+    if first[2].ndim == 2:
+        numbers["y"] = datasets.Sequence(numbers["y"], length=first[2].shape[1])
     if weigh is not None:
         numbers["weight"] = datasets.Value("float32")
     features = datasets.Features(lists | numbers)
@@ -270,7 +279,8 @@ def pack_rows(
     def encode_batch(rows: pa.Table) -> pa.Table:
         x_num, x_cat, y = encode(rows)
         arrays = {"x_num": x_num, "x_cat": x_cat}
-        columns = {name: _fixed_lists(arrays[name]) for name in lists} | {"y": pa.array(y)}
+        columns = {name: _fixed_lists(arrays[name]) for name in lists}
+        columns["y"] = _fixed_lists(y) if y.ndim == 2 else pa.array(y)
         if weigh is not None:
             columns["weight"] = pa.array(weigh(rows))
         return pa.table(columns, schema=features.arrow_schema)

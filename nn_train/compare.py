@@ -88,7 +88,7 @@ def compare_folders(options: argparse.Namespace) -> int:
         raise RunFolderError(
             f"the page cannot be written: {error.strerror or error}", where=str(path), fix="--output FILE"
         ) from None
-    print_comparison(tables, names, target=runs[0].config.data.target)
+    print_comparison(tables, names, target=runs[0].config.data.target_name)
     marks = ["↑ higher is better, ↓ lower is better, * the best value"]
     for text in (*marks, *tables.verdicts, *tables.remarks, f"page: {path}"):
         say(text)
@@ -133,7 +133,7 @@ def refuse_other_kind(runs: "Sequence[FinishedRun]", baseline: "FinishedRun") ->
         classes = run.judged.classes
         if run.metrics.task == "binary":
             classes = (classes[0], f"{classes[1]} (positive)")
-        return {"task": (run.metrics.task,), "target": (run.config.data.target,), "classes": classes}
+        return {"task": (run.metrics.task,), "target": (run.config.data.target_name,), "classes": classes}
 
     for run in runs:
         for what, value in describe(run).items():

@@ -97,7 +97,7 @@ def render_comparison(
     template = open_templates().get_template("compare_template.html")
     return template.render(
         task=runs[0].metrics.task,
-        target=runs[0].config.data.target,
+        target=runs[0].config.data.target_name,
         classes=runs[0].judged.classes,
         title=" · ".join(names) if len(names) <= 3 else f"{len(names)} runs",
         names=names,

@@ -20,7 +20,7 @@ from nn_train.errors import ConfigError, RunFolderError, short
 from nn_train.metrics import selection_metric
 from nn_train.resampling import Rows, compute_metrics_once
 from nn_train.run_folder import portable
-from nn_train.schema import Task
+from nn_train.schema import TargetSpec, Task
 from nn_train.settings import Config, flatten
 from nn_train.timeline import is_number
 
@@ -121,7 +121,14 @@ def read_finished_run(folder: str, name: str) -> FinishedRun:
             where=str(run_dir / "metrics.json"),
             fix=AGAIN,
         )
-    numbers, rows, classes = read_predictions(run_dir / "predictions.parquet", metrics.task)
+    numbers, rows, classes = read_predictions(
+        run_dir / "predictions.parquet",
+        TargetSpec(
+            name=config.data.target_name,
+            task=metrics.task,
+            columns=config.data.targets if config.data.is_several else (),
+        ),
+    )
     _refuse_other_predictions(run_dir, rows, metrics)
     data = _read(run_dir / "data.json", _Data, default=_Data())
     environment = _read(run_dir / "environment.json", _Environment, default=_Environment())
@@ -164,7 +171,8 @@ def _read_config(path: Path, task: Task) -> tuple[Config, str]:
     try:
         config = load_config(path)
         quantiles = config.train.quantiles if config.train.loss == "quantile" else ()
-        return config, selection_metric(config.train.selection_metric, task, quantiles=quantiles)
+        name, num_targets = config.train.selection_metric, len(config.data.targets)
+        return config, selection_metric(name, task, quantiles=quantiles, num_targets=num_targets)
     except ConfigError as error:
         raise RunFolderError(
             f"the run has a config that this version cannot read: {short(error.what, 400)}", where=str(path), fix=AGAIN
@@ -187,7 +195,7 @@ def _read(path: Path, model: type[Model], *, default: Model | None = None) -> Mo
         raise RunFolderError(f"this file of the run cannot be read: {what}", where=str(path), fix=AGAIN) from None
 
 
-def read_predictions(path: Path, task: Task) -> tuple[np.ndarray, Rows, tuple[str, ...]]:
+def read_predictions(path: Path, target: TargetSpec) -> tuple[np.ndarray, Rows, tuple[str, ...]]:
     """Row numbers (R,), in order, the rows themselves, and the classes.
 
     Raises:
@@ -195,16 +203,16 @@ def read_predictions(path: Path, task: Task) -> tuple[np.ndarray, Rows, tuple[st
     """
     try:
         table = pq.ParquetFile(path).read()
-        return _take_apart(table, task)
+        return _take_apart(table, target)
     except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
         what = short(str(error), 200)
         raise RunFolderError(f"the predictions cannot be used: {what}", where=str(path), fix=AGAIN) from None
 
 
-def _take_apart(table: pa.Table, task: Task) -> tuple[np.ndarray, Rows, tuple[str, ...]]:
+def _take_apart(table: pa.Table, target: TargetSpec) -> tuple[np.ndarray, Rows, tuple[str, ...]]:
     """The arrays of a table of predictions. Raises ValueError that says what is wrong with it."""
-    names = table.column_names
-    for name in ("row", "target", "prediction"):
+    names, task = table.column_names, target.task
+    for name in ("row", *target.truth_names, *target.prediction_names):
         if names.count(name) != 1:
             raise ValueError(f"there are {names.count(name)} columns '{name}'")
     if not len(table):
@@ -216,10 +224,11 @@ def _take_apart(table: pa.Table, task: Task) -> tuple[np.ndarray, Rows, tuple[st
     numbers = numbers[order]
     if (np.diff(numbers) == 0).any():
         raise ValueError(f"row {numbers[:-1][np.diff(numbers) == 0][0]} is there twice")
-    target, prediction = table.column("target"), table.column("prediction")
     if task == "regression":
         p, classes = np.empty((len(table), 0)), ()
-        y, decided = _numbers(target, "target").astype(float), _numbers(prediction, "prediction").astype(float)
+        wanted = (*target.truth_names, *target.prediction_names)
+        numeric = {name: _numbers(table.column(name), name).astype(float) for name in wanted}
+        y, decided = target.take_truth(numeric), target.take_prediction(numeric)
     else:
         places = range(names.index("prediction") + 1, len(names))  # ids come before, probabilities after
         classes = tuple(names[place].removeprefix("p_") for place in places)
@@ -227,7 +236,7 @@ def _take_apart(table: pa.Table, task: Task) -> tuple[np.ndarray, Rows, tuple[st
         p = np.stack([_numbers(table.column(place), names[place]).astype(float) for place in places], axis=1)
         if p.min() < 0 or p.max() > 1:
             raise ValueError("a probability is not between 0 and 1")
-        y, decided = _codes(target, classes, "target"), _codes(prediction, classes, "prediction")
+        y, decided = (_codes(table.column(name), classes, name) for name in ("target", "prediction"))
     return numbers, Rows(task=task, y=y[order], prediction=decided[order], p=p[order]), classes
 
 

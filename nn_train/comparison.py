@@ -130,7 +130,7 @@ def match_rows(run: JudgedRun, baseline: JudgedRun) -> Match:
         return Match(places=nothing, others=nothing, is_whole=False, notes=notes)
     y, other_y = run.rows.y[places], baseline.rows.y[others]
     if run.rows.task == "regression":
-        differs = ~np.isclose(y, other_y, rtol=SAME_TARGET, atol=0)
+        differs = ~np.isclose(y, other_y, rtol=SAME_TARGET, atol=0).reshape(len(y), -1).all(axis=1)
     else:
         differs = y != other_y
     if differs.any():

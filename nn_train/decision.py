@@ -53,25 +53,26 @@ class Decision:
     def predict(self, logits: np.ndarray, preprocessor: Preprocessor) -> np.ndarray:
         """Probability of the positive class (B,), of every class (B, C), or values in the target's unit (B,).
 
-        Of quantiles the middle one is the value.
+        Of quantiles the middle one is the value; several targets have a value each (B, T).
         """
-        task = preprocessor.target.task
+        target, task = preprocessor.target, preprocessor.target.task
         if task == "regression":
-            return self.values(logits, preprocessor)[:, preprocessor.target.middle]
+            values = self.values(logits, preprocessor)
+            return values if target.columns else values[:, target.middle]
         p = probabilities(logits[:, 0] if task == "binary" else logits, self.temperature, task=task)
         return bend(p, self.curves) if self.curves else p
 
     def values(self, logits: np.ndarray, preprocessor: Preprocessor) -> np.ndarray:
         """Values, or quantiles, of a regression in the target's unit (B, D).
 
-        Sorted, so that no quantile of a row lies above a higher one. Source: Chernozhukov et al. 2010.
+        Quantiles are sorted, so that none of a row lies above a higher one. Source: Chernozhukov et al. 2010.
         """
-        return preprocessor.decode_target(np.sort(logits, axis=1))
+        return preprocessor.decode_target(np.sort(logits, axis=1) if preprocessor.target.quantiles else logits)
 
     def scores(self, logits: np.ndarray, preprocessor: Preprocessor) -> np.ndarray:
         """Probability of every class (B, C) for both kinds of classes, or values in the target's unit (B,).
 
-        Of quantiles all (B, Q).
+        Of quantiles all (B, Q), of several targets each (B, T).
         """
         if preprocessor.target.quantiles:
             return self.values(logits, preprocessor)
@@ -85,7 +86,7 @@ class Decision:
         return scores.argmax(axis=1) if self.cost_table is None else cheapest(scores, self.cost_table)
 
     def frame(self, logits: np.ndarray, preprocessor: Preprocessor) -> "pd.DataFrame":
-        """`prediction`, and `p_CLASS` for each class or `q_LEVEL` for each quantile."""
+        """`prediction`, and `p_CLASS` for each class or `q_LEVEL` for each quantile; prediction_NAME of several."""
         import pandas as pd  # for what is judged or predicted: not before the first step
 
         scores = self.scores(logits, preprocessor)
@@ -100,6 +101,8 @@ class Decision:
 def value_columns(scores: np.ndarray, preprocessor: Preprocessor) -> dict[str, np.ndarray]:
     """The columns of a regression's predictions, of what `Decision.scores` gives."""
     target = preprocessor.target
+    if target.columns:
+        return {name: np.ascontiguousarray(part) for name, part in zip(target.prediction_names, scores.T, strict=True)}
     if not target.quantiles:
         return {"prediction": scores}
     parts = {name: np.ascontiguousarray(scores[:, place]) for place, name in enumerate(target.quantile_names)}

@@ -65,9 +65,9 @@ def partial_dependence(
 
 
 def _outputs(target: TargetSpec, y: np.ndarray) -> tuple[list[str], list[int]]:
-    """What is followed, and its places among the predictions: of many classes the most frequent."""
+    """What is followed, and its places: of many classes the most frequent, of several targets the first."""
     if target.task == "regression":
-        return [target.name], [0]
+        return [target.names[0]], [0]
     if target.task == "binary":
         return [target.classes[1]], [0]
     counts = np.bincount(y, minlength=len(target.classes))

@@ -59,9 +59,10 @@ class _Table:
         return f" (on {seen:,} of {whole:,} rows)" if seen < whole else ""
 
     def y(self, split: Split) -> np.ndarray:
-        """Targets of the looked-at rows (B,)."""
+        """Targets of the looked-at rows (T, B): of one or of several."""
         assert self.encoded.y is not None
-        return self.encoded.y[self.rows[split]]
+        rows = self.encoded.y[self.rows[split]]
+        return rows.reshape(len(rows), -1).T
 
     def columns(self, num_bins: int) -> Iterator[tuple[str, dict[Split, np.ndarray]]]:
         """Column, and by split codes from 0 (B,): levels, or equally filled bins of the train rows' numbers."""
@@ -122,17 +123,17 @@ def _name(columns: Mapping[str, str]) -> str:
 
 def _leaks(table: _Table) -> list[str]:
     """Columns that alone tell the target, fitted on train rows and judged on validation rows."""
-    train, val = table.y("train"), table.y("val")
     task = table.schema.target.task
-    if min(len(train), len(val)) < FEWEST_ROWS or np.ptp(val) == 0 or np.ptp(train) == 0:
-        return []
-    if task == "regression":  # by ranks: a few large values would hide all others
-        ranked = np.sort(train)
-        train, val = (np.searchsorted(ranked, part) / len(ranked) for part in (train, val))
     found: dict[str, float] = {}
-    for column, codes in table.columns(NUM_BINS):
-        score = _tell(codes["train"], train, codes["val"], val, task)
-        found[column] = max(score, found.get(column, 0.0))
+    for train, val in zip(table.y("train"), table.y("val"), strict=True):
+        if min(len(train), len(val)) < FEWEST_ROWS or np.ptp(val) == 0 or np.ptp(train) == 0:
+            continue
+        if task == "regression":  # by ranks: a few large values would hide all others
+            ranked = np.sort(train)
+            train, val = (np.searchsorted(ranked, part) / len(ranked) for part in (train, val))
+        for column, codes in table.columns(NUM_BINS):
+            score = _tell(codes["train"], train, codes["val"], val, task)
+            found[column] = max(score, found.get(column, 0.0))
     leaking = {name: f"{score:.3f}" for name, score in found.items() if score >= LEAK}
     if not leaking:
         return []

@@ -27,6 +27,7 @@ from nn_train.judging import (
     describe_training,
     judge_baselines,
     judge_columns,
+    judge_targets,
     known_metric,
     warn_of_size,
 )
@@ -60,6 +61,7 @@ from nn_train.training import Training, build_network
 
 logger = logging.getLogger("nn_train")
 Predictions = dict[Split, tuple[np.ndarray, np.ndarray]]  # logits (R, D) and targets (R,) of a split
+Truths = dict[Split, np.ndarray]  # several targets (R, T) in their own unit
 JUDGED: tuple[Split, ...] = ("val", "test")
 PREDICTION_FILES: dict[Split, str] = {"val": "predictions_val.parquet", "test": "predictions.parquet"}
 
@@ -366,6 +368,9 @@ class Engine:
                     known=self.metrics,
                     decision=decision,
                 )
+                if fitted.target.columns:
+                    truth: Truths = {split: fitted.decode_target(y) for split, (_, y) in arrays.items()}
+                    self.metrics["targets"] = judge_targets(truth, own, fitted.target)
                 self.seconds["evaluate"] = time.monotonic() - started_s
                 self.metrics |= describe_training(self.training, decision, seconds=self.seconds)
                 self.metrics |= beside | {"importance": judge_columns(self.training, decision)}

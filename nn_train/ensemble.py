@@ -25,8 +25,8 @@ from nn_train.ending import DONE, FAILED, STOPPED, USER_ERROR, option_parser, re
 from nn_train.errors import ConfigError, RunFolderError, UserError
 from nn_train.metrics import compute_metrics
 from nn_train.run_folder import ENSEMBLE_FILE, is_finished, read_config, read_json, write_file, write_json
-from nn_train.schema import Split, Task
-from nn_train.terminal import HEADLINES, show_table
+from nn_train.schema import Split, TableSchema, TargetSpec, Task
+from nn_train.terminal import headlines, show_table
 
 TEST_FILE, FOLDS_FILE = "predictions.parquet", "out_of_fold.parquet"
 FILES: dict[Split, str] = {"val": "predictions_val.parquet", "test": "predictions.parquet"}
@@ -168,23 +168,24 @@ class Ensemble:
         """Average the networks, judge them, and write what was found."""
         metrics = [read_json(member.run_dir / "metrics.json") for member in self.members]
         task: Task = metrics[0]["task"]
-        val = average([pd.read_parquet(member.run_dir / FILES["val"]) for member in self.members], task)
-        classes = [] if task == "regression" else [name.removeprefix("p_") for name in said_columns(val)]
+        target = TableSchema.from_json(read_json(self.members[0].run_dir / "schema.json")).target
+        classes = target.classes
+        val = average([pd.read_parquet(member.run_dir / FILES["val"]) for member in self.members], target)
         rows = metrics[0]["decision"].get("costs")
         costs = np.array(rows) if rows else None
         threshold = 0.5
         if task == "binary":
-            y, p = truth_and_scores(val, task, classes)
+            y, p = truth_and_scores(val, target)
             threshold = choose_threshold(y, p, self.config.evaluation.threshold_by, costs=costs)
-        found: dict[str, Any] = {"task": task, "threshold": threshold, "rows": {}}
+        found: dict[str, Any] = {"task": task, "threshold": threshold, "rows": {}, "num_targets": len(target.names)}
         places: list[tuple[Split, str]] = [("val", FOLDS_FILE if self.folds else FILES["val"]), ("test", TEST_FILE)]
         for split, file in places:
             if not metrics[0][split]:
                 continue
             frame = val
             if split == "test":
-                frame = average([pd.read_parquet(member.run_dir / FILES["test"]) for member in self.members], task)
-            y, scores = truth_and_scores(frame, task, classes)
+                frame = average([pd.read_parquet(member.run_dir / FILES["test"]) for member in self.members], target)
+            y, scores = truth_and_scores(frame, target)
             frame = decide(frame, classes, task, threshold, costs=costs)
             write_file(self.folder / file, frame.to_parquet(None, index=False))
             names = list(metrics[0][split])
@@ -202,28 +203,22 @@ class Ensemble:
         return found
 
 
-def said_columns(frame: pd.DataFrame) -> list[str]:
-    """The probabilities or quantiles, which stand behind `prediction`."""
-    names = list(frame.columns)
-    return names[names.index("prediction") + 1 :]
-
-
-def average(frames: Sequence[pd.DataFrame], task: Task) -> pd.DataFrame:
+def average(frames: Sequence[pd.DataFrame], target: TargetSpec) -> pd.DataFrame:
     """One row for each row of the table: its target and ids, and the mean of what the networks say of it."""
     whole = pd.concat(frames, ignore_index=True)
-    values = [*(["prediction"] if task == "regression" else []), *said_columns(whole)]
+    values = [f"p_{name}" for name in target.classes] or [*target.prediction_names, *target.quantile_names]
     firsts = whole.drop_duplicates("row").set_index("row").sort_index()
     firsts[values] = whole.groupby("row")[values].mean()
     return firsts.reset_index()
 
 
-def truth_and_scores(frame: pd.DataFrame, task: Task, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def truth_and_scores(frame: pd.DataFrame, target: TargetSpec) -> tuple[np.ndarray, np.ndarray]:
     """Targets and predictions as `compute_metrics` takes them."""
-    if task == "regression":
-        return frame["target"].to_numpy(np.float64), frame["prediction"].to_numpy(np.float64)
-    y = frame["target"].map({name: code for code, name in enumerate(classes)}).to_numpy(np.int64)
-    p = frame[[f"p_{name}" for name in classes]].to_numpy(np.float64)
-    return y, p[:, 1] if task == "binary" else p
+    if target.task == "regression":
+        return target.take_truth(frame).astype(np.float64), target.take_prediction(frame).astype(np.float64)
+    y = frame["target"].map({name: code for code, name in enumerate(target.classes)}).to_numpy(np.int64)
+    p = frame[[f"p_{name}" for name in target.classes]].to_numpy(np.float64)
+    return y, p[:, 1] if target.task == "binary" else p
 
 
 def decide(
@@ -248,7 +243,7 @@ def show(found: dict[str, Any], *, folds: int) -> None:
         name = "test" if split == "test" else val_name
         table.add_column(f"single, {name}", justify="right")
         table.add_column(f"ensemble, {name}", justify="right")
-    for metric in HEADLINES[found["task"]]:
+    for metric in headlines(found["task"], num_targets=found["num_targets"]):
         cells = []
         for split in splits:
             part = found[split]

@@ -41,7 +41,7 @@ class EnsembleBundle:
         return self.members[0].classes
 
     def predict_scores(self, rows: "Rows") -> np.ndarray:
-        """Probabilities of all classes (B, C), or values in the target's unit (B,), of quantiles (B, Q)."""
+        """Probabilities (B, C), or values in the target's unit (B,), of quantiles (B, Q), of targets (B, T)."""
         return np.mean([member.predict_scores(rows) for member in self.members], axis=0)
 
     def predict(self, rows: "Rows") -> "pd.DataFrame":

@@ -48,7 +48,7 @@ def _worst_rows(training: Training, decision: Decision, logits: np.ndarray, y: n
     fitted = training.data.preprocessor
     is_regression = fitted.target.task == "regression"
     # as predictions.parquet has it
-    truth = training.data.truth("test")["target"].to_numpy(float) if is_regression else y
+    truth = fitted.target.take_truth(training.data.truth("test")).astype(float) if is_regression else y
     scores = decision.predict(logits, fitted) if is_regression else decision.scores(logits, fitted)
     return worst_first(truth, scores)[:NUM_WORST_ROWS]
 

@@ -34,8 +34,8 @@ RATIONALS = np.array(
 )  # fmt: skip
 
 
-def number(value: float) -> Tensor:
-    """A constant: the way of a Python number into an exported graph may lead through float32."""
+def number(value: float | tuple[float, ...]) -> Tensor:
+    """A constant, or several: the way of a Python number into an exported graph may lead through float32."""
     return torch.tensor(value, dtype=torch.float64)
 
 
@@ -53,6 +53,7 @@ class Scorer(nn.Module):
         self.numeric = fitted.numeric
         self.categories = [column.column for column in fitted.categorical]
         self.has_quantiles = bool(fitted.target.quantiles)
+        self.is_wide = bool(fitted.target.quantiles or fitted.target.columns)
         self.task, self.temperature = bundle.task, bundle.decision.temperature
         self.target_mean, self.target_std = fitted.target_mean, fitted.target_std
         curves = [(np.array(x), np.array(y)) for x, y in bundle.decision.curves]
@@ -89,6 +90,7 @@ class Scorer(nn.Module):
         if self.task == "regression":
             if self.has_quantiles:
                 logits = logits.sort(dim=1).values
+            if self.is_wide:
                 return logits * number(self.target_std) + number(self.target_mean)
             return logits[:, 0] * number(self.target_std) + number(self.target_mean)
         if self.task == "multiclass":

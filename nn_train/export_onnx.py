@@ -52,7 +52,8 @@ def to_onnx(program: ExportedProgram, bundle: Bundle) -> bytes:
 
     Inputs (B,) by `input_names`: a number is a double with NaN for missing, a date int64 microseconds since 1970 in
     UTC with the least int64 for missing, a category or yes/no a string with "" for missing. Outputs: `probabilities`
-    (B, C) double and `prediction` (B,) string, or `value` double in the target's unit, (B,) or, of quantiles, (B, Q).
+    (B, C) double and `prediction` (B,) string, or `value` double in the target's unit, (B,) or, of quantiles, (B, Q),
+    or of several targets (B, T).
     """
     from onnx import compose, helper  # of the extra
 
@@ -138,7 +139,8 @@ def _decide(
     from onnx import TensorProto, helper
 
     name, *rest = OUTPUTS[bundle.task]
-    width = len(bundle.classes or bundle.preprocessor.target.quantiles)
+    target = bundle.preprocessor.target
+    width = len(target.classes or target.quantiles or target.columns)
     shape = ["rows", width] if width else ["rows"]
     outputs = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, shape)]
     nodes = [helper.make_node("Identity", [scores], [name])]

@@ -62,6 +62,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "fingerprint": bundle.info["fingerprint"],
         "task": bundle.task,
         "target": bundle.schema.target.name,
+        "targets": list(bundle.schema.target.names),
         "classes": list(bundle.classes),
         "quantiles": list(bundle.preprocessor.target.quantiles),
         "temperature": bundle.decision.temperature,

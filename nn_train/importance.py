@@ -64,7 +64,8 @@ def permutation_importance(
         found[name] = {"mean": float(np.mean(losses)), "std": float(np.std(losses))}
     ranked = dict(sorted(found.items(), key=lambda item: -item[1]["mean"]))
     top = next(iter(ranked))
-    error = np.abs(truth - prediction) if task == "regression" else np.zeros(0)
+    is_number = task == "regression" and truth.ndim == 1  # several targets have units of their own
+    error = np.abs(truth - prediction) if is_number else np.zeros(0)
     return Importance(
         metric=metric,
         num_rows=len(batch.y),

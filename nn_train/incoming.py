@@ -108,11 +108,17 @@ def as_table(rows: Rows, names: Sequence[str]) -> pa.Table:
     return pa.table(arrays)
 
 
-def read_target(column: pa.ChunkedArray, preprocessor: Preprocessor, data: DataConfig) -> np.ndarray:
-    """The target's values (B,): class codes, -1 for none or an unknown one, or numbers, NaN for none."""
-    if preprocessor.target.task == "regression":
-        return finite(read_numbers(column, data))
-    codes = pc.index_in(read_levels(column, data), pa.array(preprocessor.target.classes, pa.string()))
+def read_target(table: pa.Table, preprocessor: Preprocessor, data: DataConfig) -> np.ndarray | None:
+    """The target's values (B,): class codes, -1 for none or an unknown one, or numbers, NaN for none.
+
+    Of several targets (B, T); None where the table does not have the target, or not all of them.
+    """
+    target = preprocessor.target
+    if not set(target.names) <= set(table.column_names):
+        return None
+    if target.task == "regression":
+        return target.take({name: finite(read_numbers(table.column(name), data)) for name in target.names})
+    codes = pc.index_in(read_levels(table.column(target.name), data), pa.array(target.classes, pa.string()))
     return codes.fill_null(-1).to_numpy().astype(np.int64)
 
 

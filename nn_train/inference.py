@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nn_train.errors import DataError, short
-from nn_train.inference_target import BOOLEAN_PAIRS, MOST_CLASSES, NUMERIC_SHARE, infer_target
+from nn_train.inference_target import BOOLEAN_PAIRS, MOST_CLASSES, NUMERIC_SHARE, infer_targets
 from nn_train.row_weights import check_weights
 from nn_train.schema import ColumnSpec, Kind, TableSchema
 from nn_train.settings import DataConfig
@@ -63,7 +63,7 @@ def infer_schema(
     """
     rows = as_arrow(table)
     _check_names(rows.column_names, data, split_column)
-    target, has_target = infer_target(rows.column(data.target), data)
+    target, has_target = infer_targets(rows, data)
     excluded = dict.fromkeys(data.drop, "data.drop") | dict.fromkeys(data.id, "data.id")
     excluded |= {name: "data.columns" for name, kind in data.columns.items() if kind == "drop"}
     if split_column is not None and not split_column_is_feature:
@@ -75,7 +75,7 @@ def infer_schema(
     positions = np.flatnonzero(has_target)
     columns = []
     for name in rows.column_names:
-        if name == data.target:
+        if name in data.targets:
             continue
         spec = _infer_column(Column(name, present.column(name), data, positions), reason=excluded.get(name, ""))
         if spec.dropped.startswith("id-like") and name == split_column and split_column_is_feature:
@@ -308,7 +308,7 @@ def _why_id(column: Column, kind: Kind) -> str:
 
 
 def _check_names(names: list[str], data: DataConfig, split_column: str | None) -> None:
-    wanted = [("data.target", data.target)]
+    wanted = [("data.target", name) for name in data.targets]
     wanted += [("data.drop", name) for name in data.drop] + [("data.id", name) for name in data.id]
     wanted += [("data.columns", name) for name in data.columns]
     wanted += [("split.column", split_column)] if split_column is not None else []
@@ -316,16 +316,16 @@ def _check_names(names: list[str], data: DataConfig, split_column: str | None) -
     for key, name in wanted:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or names[-1:]
-            is_single = key in ("data.target", "split.column", "data.weight")
+            is_single = key in ("split.column", "data.weight") or (key == "data.target" and not data.is_several)
             raise DataError(
                 f"there is no column '{short(name)}'; the columns are {listed(names)}",
                 where=data.path,
                 fix=shell_word(key, near[0]) if is_single else f"change {key}; near it is '{short(near[0])}'",
             )
-    if data.target in data.columns or data.target == split_column:
-        key = "data.columns" if data.target in data.columns else "split.column"
+    if found := [name for name in data.targets if name in (*data.columns, split_column)]:
+        key = "data.columns" if found[0] in data.columns else "split.column"
         raise DataError(
-            f"{key} names the target '{short(data.target)}'",
+            f"{key} names the target '{short(found[0])}'",
             where=data.path,
             fix="data.task says how to read the target",
         )

@@ -44,7 +44,7 @@ def infer_target(array: pa.ChunkedArray, data: DataConfig) -> tuple[TargetSpec, 
     task = data.task if data.task != "auto" else _guess_task(numbers[present], len(counts))
     if task == "regression":
         _check_numbers(names, numbers, data)
-        return TargetSpec(name=data.target, task=task), np.isfinite(numbers)
+        return TargetSpec(name=data.target_name, task=task), np.isfinite(numbers)
     if task == "binary" and len(counts) != 2:
         _refuse_target(f"holds {len(counts)} classes, and data.task=binary needs two", data, fix="data.task=multiclass")
     _check_classes(names, counts, data)
@@ -52,7 +52,21 @@ def infer_target(array: pa.ChunkedArray, data: DataConfig) -> tuple[TargetSpec, 
     classes = sorted(counts.index, key=lambda name: _class_rank(name, is_number=are_numbers))
     if data.positive is not None:
         classes = _positive_last(classes, task, data)
-    return TargetSpec(name=data.target, task=task, classes=tuple(classes)), present
+    return TargetSpec(name=data.target_name, task=task, classes=tuple(classes)), present
+
+
+def infer_targets(rows: pa.Table, data: DataConfig) -> tuple[TargetSpec, np.ndarray]:
+    """As `infer_target`, also for several: a row has a target where each of them has a value."""
+    if not data.is_several:
+        return infer_target(rows.column(data.targets[0]), data)
+    masks = []
+    for name in data.targets:
+        _, present = infer_target(rows.column(name), data.model_copy(update={"target": name, "task": "regression"}))
+        masks.append(present)
+    present = np.logical_and.reduce(masks)
+    if not present.any():
+        _refuse_target("are in no row all there", data)
+    return TargetSpec(name=data.target_name, task="regression", columns=data.targets), present
 
 
 def _guess_task(numbers: np.ndarray, num_classes: int) -> Task:
@@ -123,4 +137,4 @@ def _check_classes(names: pd.Series, counts: pd.Series, data: DataConfig) -> Non
 
 
 def _refuse_target(what: str, data: DataConfig, *, fix: str = "another data.target") -> NoReturn:
-    raise DataError(f"the target '{short(data.target)}' {what}", where=data.path, fix=fix)
+    raise DataError(f"the target '{short(data.target_name)}' {what}", where=data.path, fix=fix)

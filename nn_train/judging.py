@@ -14,13 +14,13 @@ import torch
 from nn_train.decision import Decision
 from nn_train.doubts import doubt_size
 from nn_train.importance import Predict, permutation_importance
-from nn_train.metrics import LOWER_IS_BETTER, QUANTILE_METRICS, selection_metric
+from nn_train.metrics import LOWER_IS_BETTER, QUANTILE_METRICS, metrics_by_target, selection_metric
 from nn_train.packed import Batch
 from nn_train.preparation import PreparedData
 from nn_train.preprocessor import Preprocessor
 from nn_train.pulse import pulse
 from nn_train.run_folder import portable
-from nn_train.schema import SPLITS, Split
+from nn_train.schema import SPLITS, Split, TargetSpec
 from nn_train.settings import Config
 from nn_train.training import Training
 from nn_train.verdict import find_rival
@@ -73,8 +73,14 @@ def judge_baselines(
     )
     pulse.beat()
     split: Split = "test" if len(parts["test"].y) else "val"
+    baselines: dict[str, Any] = {}
+    for name, r in results.items():
+        baselines[name] = {"test": r.test, "val": r.val, "seconds": r.seconds}
+        if target.columns:
+            said: dict[Split, np.ndarray] = {"val": r.val_prediction, "test": r.test_prediction}
+            baselines[name]["targets"] = judge_targets({s: parts[s].y for s in own}, said, target)
     return {
-        "baselines": {name: {"test": r.test, "val": r.val, "seconds": r.seconds} for name, r in results.items()},
+        "baselines": baselines,
         "verdict": _judge_against(
             results,
             split,
@@ -87,6 +93,13 @@ def judge_baselines(
             seed=config.run.seed,
         ),
     }
+
+
+def judge_targets(
+    truth: Mapping[Split, np.ndarray], predictions: Mapping[Split, np.ndarray], target: TargetSpec
+) -> dict[Split, dict[str, dict[str, float]]]:
+    """By split and target every metric, of true and predicted values (R, T) of several targets."""
+    return {split: metrics_by_target(y, predictions[split], target.columns) for split, y in truth.items()}
 
 
 def _judge_against(
@@ -165,8 +178,10 @@ def known_metric(training: Training) -> str:
     """The metric that chose the weights, or the task's own where that is of quantiles or the user's."""
     if training.metric in QUANTILE_METRICS:
         return "mae"  # of the middle one, as everywhere where one number is the prediction
-    task = training.data.preprocessor.target.task
-    return training.metric if training.own_metric is None else selection_metric("auto", task)
+    target = training.data.preprocessor.target
+    if training.own_metric is None:
+        return training.metric
+    return selection_metric("auto", target.task, num_targets=len(target.names))
 
 
 def describe_training(training: Training, decision: Decision, *, seconds: dict[str, float]) -> dict[str, Any]:

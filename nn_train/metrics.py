@@ -7,6 +7,7 @@ waits for the import.
 Conventions: B rows, C classes. `y` holds class codes (B,) or values in the target's own unit (B,);
 `prediction` holds the positive class's probability (B,), every class's probability (B, C),
 values (B,), or sorted values of quantiles (B, Q). A metric that is not defined for the rows at hand is NaN.
+Several targets have y and values (B, T): a metric is then the mean of theirs.
 """
 
 import re
@@ -186,8 +187,11 @@ def quantile_metrics(y: np.ndarray, values: np.ndarray, quantiles: Sequence[floa
     }
 
 
-def selection_metric(name: str, task: Task, *, quantiles: Sequence[float] = ()) -> str:
-    """The metric that chooses the best weights; `auto` is log-loss, or RMSE for numbers, or pinball loss for quantiles.
+def selection_metric(name: str, task: Task, *, quantiles: Sequence[float] = (), num_targets: int = 1) -> str:
+    """The metric that chooses the best weights.
+
+    `auto` is log-loss, RMSE for numbers, pinball loss for quantiles, and for several targets, which have units of their
+    own, R².
 
     Raises:
         ConfigError: the metric is not one of this task.
@@ -196,6 +200,8 @@ def selection_metric(name: str, task: Task, *, quantiles: Sequence[float] = ()) 
         return own_metric_name(name)
     if quantiles and name in ("auto", "pinball_loss"):
         return "pinball_loss"
+    if name == "auto" and num_targets > 1:
+        return "r2"
     if name == "auto":
         return "rmse" if task == "regression" else "log_loss"
     name = "f1_macro" if (name, task) == ("f1", "multiclass") else name
@@ -226,8 +232,12 @@ def is_better(name: str, value: float, best: float) -> bool:
 def worst_first(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Positions of rows, those with the least probable true class or the largest residual first; ties in order.
 
-    `scores` holds the probability of every class (B, C), also where there are two, or values (B,).
+    `scores` holds the probability of every class (B, C), also where there are two, or values (B,); of several targets,
+    y (B, T), the sum of the squared residuals counts, each in deviations of its target.
     """
+    if y.ndim == 2:
+        deviation = np.where(y.std(axis=0) > 0, y.std(axis=0), 1.0)
+        return np.argsort(-(((y - scores) / deviation) ** 2).sum(axis=1), kind="stable")
     return np.argsort(scores[np.arange(len(y)), y] if scores.ndim == 2 else -np.abs(y - scores), kind="stable")
 
 
@@ -256,6 +266,12 @@ def compute_metrics(
     return values
 
 
+def metrics_by_target(y: np.ndarray, values: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Every metric of each of several targets, by its name; y and values (B, T)."""
+    pairs = zip(names, y.T, values.T, strict=True)
+    return {name: compute_metrics(truth, said, task="regression") for name, truth, said in pairs}
+
+
 def _multiclass_metrics(y: np.ndarray, p: np.ndarray, costs: np.ndarray | None) -> dict[str, float]:
     if costs is None or not np.isfinite(p).all():
         values = {name: _value(metric, y, p) for name, metric in MULTICLASS_METRICS.items()}
@@ -276,6 +292,8 @@ def _value(metric: Metric, y: np.ndarray, prediction: np.ndarray, cut: float | N
     """
     if not np.isfinite(prediction).all():
         return NAN
+    if y.ndim == 2:
+        return float(np.mean([_value(metric, *pair) for pair in zip(y.T, prediction.T, strict=True)]))
     decided = prediction if cut is None else (prediction >= cut).astype(int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

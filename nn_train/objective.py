@@ -19,9 +19,9 @@ class Objective:
     """The loss of a row: a pure function of its logits and its target, by the settings of the same names.
 
     Classes have cross-entropy or focal loss, standardised regression targets a squared, absolute or Huber
-    error, or the mean pinball loss of the quantiles. The caller multiplies by the row's weight and divides by
-    the weight of the *global* batch (its rows, where they have none), so that every row counts the same however
-    the batch was cut.
+    error, or the mean pinball loss of the quantiles; several targets, y (B, T), the mean of theirs. The caller
+    multiplies by the row's weight and divides by the weight of the *global* batch (its rows, where they have none),
+    so that every row counts the same however the batch was cut.
 
     Logits (B, D) may also be those of K members, (B, K, D): a row's loss is then the mean of the members'
     losses, never the loss of their mean, by which they would learn as one.
@@ -56,11 +56,14 @@ class Objective:
             logits = logits.float()
         if logits.ndim == 3:
             num_members = logits.shape[1]
-            losses = self._loss(logits.flatten(0, 1), y.repeat_interleave(num_members), reduction="none")
+            losses = self._loss(logits.flatten(0, 1), y.repeat_interleave(num_members, dim=0), reduction="none")
             means = losses.view(-1, num_members).mean(dim=1)
             return means.sum() if reduction == "sum" else means
         if self.loss == "quantile":
             losses = self._pinball_loss(logits, y.to(logits.dtype))
+            return losses.sum() if reduction == "sum" else losses
+        if y.ndim == 2:
+            losses = self._number_loss(logits, y.to(logits.dtype), reduction="none").mean(dim=-1)
             return losses.sum() if reduction == "sum" else losses
         if self.task == "regression":
             return self._number_loss(logits.squeeze(-1), y.to(logits.dtype), reduction=reduction)

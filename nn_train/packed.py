@@ -28,7 +28,10 @@ TEST_FILE = "test_features.parquet"  # of the test rows alone: what the report s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows on the device: x_num (B, N) float32, x_cat (B, C) int64, y (B,), weight (B,) float32 if rows have one."""
+    """Rows on the device: x_num (B, N) float32, x_cat (B, C) int64, y (B,), weight (B,) float32 if rows have one.
+
+    Several targets are y (B, T).
+    """
 
     x_num: Tensor
     x_cat: Tensor
@@ -114,6 +117,8 @@ def load_rows(folder: Path, positions: np.ndarray, *, device: torch.device) -> R
         return np.from_dlpack(array.flatten()).reshape(len(array), -1)[positions]
 
     def numbers(name: str) -> Tensor:
+        if pa.types.is_fixed_size_list(table.field(name).type):
+            return torch.from_numpy(lists(name, np.float32)).to(device)
         return torch.from_numpy(np.from_dlpack(table.column(name).combine_chunks())[positions]).to(device)
 
     return ResidentRows(

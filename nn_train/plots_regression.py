@@ -17,9 +17,9 @@ NUM_BARS = 40
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegressionScores:
-    """True and predicted values of the test rows, in the target's own unit."""
+    """True and predicted values of the test rows, in the unit of a target; `name` is its label."""
 
-    target: TargetSpec
+    name: str
     y: np.ndarray
     prediction: np.ndarray
 
@@ -28,20 +28,18 @@ class RegressionScores:
         """True minus predicted."""
         return self.y - self.prediction
 
-    @property
-    def name(self) -> str:
-        """The target as a label."""
-        return label(self.target.name)
 
-
-def build_scores(test: pd.DataFrame, val: pd.DataFrame, target: TargetSpec, decision: dict) -> RegressionScores:
-    """From the prediction tables to arrays; raises ValueError where a prediction is not finite."""
+def build_scores(test: pd.DataFrame, val: pd.DataFrame, target: TargetSpec, decision: dict) -> list[RegressionScores]:
+    """From the prediction tables to arrays for each target; raises ValueError where a prediction is not finite."""
     del val, decision  # the signature is that of every task
-    y, prediction = test["target"].to_numpy(float), test["prediction"].to_numpy(float)
-    num_bad = int((~np.isfinite(prediction)).sum())
-    if num_bad:
-        raise ValueError(f"{num_bad} of {len(prediction)} test predictions are not finite")
-    return RegressionScores(target=target, y=y, prediction=prediction)
+    scores = []
+    for name, truth, said in zip(target.names, target.truth_names, target.prediction_names, strict=True):
+        y, prediction = test[truth].to_numpy(float), test[said].to_numpy(float)
+        num_bad = int((~np.isfinite(prediction)).sum())
+        if num_bad:
+            raise ValueError(f"{num_bad} of {len(prediction)} test predictions are not finite")
+        scores.append(RegressionScores(name=label(name), y=y, prediction=prediction))
+    return scores
 
 
 def _draw_cloud(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
@@ -87,7 +85,7 @@ def residual_vs_predicted(scores: RegressionScores) -> Plot:
     medians = [np.median(scores.residual[rows]) for rows in tenths]
     axes.axhline(0, color=MUTED, linestyle="--", linewidth=1.2)
     axes.plot(centres, medians, color=RED, marker="o", markersize=4, linewidth=1.8, label="median by tenth")
-    axes.set(xlabel=f"predicted {scores.name}", ylabel="residual (true − predicted)")
+    axes.set(xlabel=f"predicted {scores.name}", ylabel=f"residual of {scores.name} (true − predicted)")
     add_legend(axes, loc="best")
     numbers = f"Mean residual {bias:.4g}, median {np.median(scores.residual):.4g}."
     return Plot(
@@ -115,7 +113,7 @@ def residual_histogram(scores: RegressionScores) -> Plot:
         bell = np.exp(-0.5 * ((x - residual.mean()) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
         axes.plot(x, bell * len(residual) * (edges[1] - edges[0]), color=RED, linewidth=1.8, label="normal curve")
     axes.axvline(0, color=MUTED, linestyle="--", linewidth=1.2)
-    axes.set(xlabel="residual (true − predicted)", ylabel="rows")
+    axes.set(xlabel=f"residual of {scores.name} (true − predicted)", ylabel="rows")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     add_legend(axes, loc="best")
     numbers = f"90 % of absolute residuals are below {within:.4g}; standard deviation {deviation:.4g}."
@@ -139,7 +137,7 @@ def residual_quantiles(scores: RegressionScores) -> Plot:
     line = residual.mean() + residual.std() * normal
     axes.plot(normal, line, color=RED, linestyle="--", linewidth=1.4, label="normal")
     axes.plot(normal, actual, "o", color=BLUE, markersize=4, alpha=0.6, markeredgewidth=0, label="residuals")
-    axes.set(xlabel="normal quantile (deviations)", ylabel="residual quantile")
+    axes.set(xlabel="normal quantile (deviations)", ylabel=f"residual quantile of {scores.name}")
     add_legend(axes, loc="upper left")
     numbers = f"{percent(far)} of residuals are beyond three standard deviations."
     return Plot(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,8 @@ def fit_preprocessor(
     """
     dropped: dict[str, str] = {}
     numeric, raw = _choose_numeric(train, schema.features, config, dropped)
-    make_edges = _tree_edges(train[schema.target.name], schema.target.task) if has_tree_bins else bin_edges
+    target = schema.target.take(train)
+    make_edges = _tree_edges(target, schema.target.task) if has_tree_bins else bin_edges
     arrays = _fit_numeric(raw, config, make_edges) if numeric else {}
     categorical = _choose_categories(train, schema.features, config, dropped)
     if not numeric and not categorical:
@@ -52,18 +54,27 @@ def fit_preprocessor(
             fix="lower preprocess.min_level_rows or drop less",
         )
     is_regression = schema.target.task == "regression"
-    target = train[schema.target.name].to_numpy(np.float64) if is_regression else np.zeros(1)
-    is_constant = np.ptp(target) == 0  # the mean of equal numbers may be another one by rounding
+    centres = _centre(target.astype(np.float64)) if is_regression else (0.0, 1.0)
     return Preprocessor(
         scaler=config.scaler,
         numeric=numeric,
         categorical=categorical,
         target=schema.target,
-        target_mean=float(target[0] if is_constant else target.mean()),
-        target_std=(0.0 if is_constant else float(target.std())) or 1.0,  # of denormal numbers it is 0
+        target_mean=centres[0],
+        target_std=centres[1],
         dropped=dropped,
         arrays=arrays,
     )
+
+
+def _centre(target: np.ndarray) -> tuple[Any, Any]:
+    """Mean and deviation of the train rows' target (R,), two numbers, or of several (R, T), two tuples of such."""
+    if target.ndim == 2:
+        means, deviations = zip(*map(_centre, np.ascontiguousarray(target.T)), strict=True)
+        return means, deviations
+    is_constant = np.ptp(target) == 0  # the mean of equal numbers may be another one by rounding
+    mean = float(target[0] if is_constant else target.mean())
+    return mean, (0.0 if is_constant else float(target.std())) or 1.0  # of denormal numbers it is 0
 
 
 def _choose_numeric(
@@ -162,7 +173,7 @@ def _distinct(edges: np.ndarray) -> np.ndarray:
     return np.unique(np.where(np.abs(edges) < FINEST, 0, edges))
 
 
-def _tree_edges(target: pd.Series, task: Task) -> Callable[[np.ndarray, int], np.ndarray]:
+def _tree_edges(target: np.ndarray, task: Task) -> Callable[[np.ndarray, int], np.ndarray]:
     """From a scaled column and a number of bins to edges: its range, and where a tree that sees it alone splits it.
 
     Source: Gorishniy et al. 2022, section 3.2.2; the tree's settings are those of the authors' TabM, but that a leaf
@@ -170,8 +181,8 @@ def _tree_edges(target: pd.Series, task: Task) -> Callable[[np.ndarray, int], np
     """
     options = {"min_samples_leaf": max(1, min(64, len(target) // 50)), "min_impurity_decrease": 1e-4, "random_state": 0}
     if task == "regression":
-        values = target.to_numpy(np.float64)
-        y = (values - values.mean()) / (values.std() or 1.0)
+        mean, deviation = _centre(target.astype(np.float64))
+        y = (target - np.asarray(mean)) / np.asarray(deviation)
     else:
         y = pd.factorize(target, sort=True)[0]
 

@@ -76,7 +76,7 @@ class CategoricalInput:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Rows as arrays: x_num (B, N) float32, x_cat (B, C) int32, y (B,) int64 or float32.
+    """Rows as arrays: x_num (B, N) float32, x_cat (B, C) int32, y (B,) int64 or float32; several targets are (B, T).
 
     `y` is None where the table has no target; a row with a missing target has -1 or NaN.
     """
@@ -88,14 +88,17 @@ class Encoded:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessor:
-    """What was fitted on the train rows. `arrays` holds the scaler, the fill values and the bin edges."""
+    """What was fitted on the train rows. `arrays` holds the scaler, the fill values and the bin edges.
+
+    `target_mean` and `target_std` standardise a regression's target; of several each has its own.
+    """
 
     scaler: str
     numeric: tuple[NumericInput, ...]
     categorical: tuple[CategoricalInput, ...]
     target: TargetSpec
-    target_mean: float
-    target_std: float
+    target_mean: float | tuple[float, ...]
+    target_std: float | tuple[float, ...]
     dropped: dict[str, str]
     arrays: dict[str, np.ndarray]
 
@@ -131,7 +134,7 @@ class Preprocessor:
         return Encoded(
             x_num=x_num,
             x_cat=x_cat.astype(np.int32),
-            y=self._encode_target(columns[self.target.name]) if self.target.name in columns else None,
+            y=self._encode_target(self.target.take(columns)) if set(self.target.names) <= set(columns) else None,
         )
 
     def unscale(self, x_num: np.ndarray) -> np.ndarray:
@@ -147,7 +150,8 @@ class Preprocessor:
     def _encode_target(self, values: np.ndarray) -> np.ndarray:
         if self.target.task == "regression":
             with np.errstate(over="ignore"):
-                return ((values.astype(np.float64) - self.target_mean) / self.target_std).astype(np.float32)
+                mean, std = np.asarray(self.target_mean), np.asarray(self.target_std)
+                return ((values.astype(np.float64) - mean) / std).astype(np.float32)
         codes = _positions(values, {name: code for code, name in enumerate(self.target.classes)})
         is_unknown = (codes < 0) & ~is_gap(values)
         if is_unknown.any():
@@ -169,8 +173,8 @@ class Preprocessor:
         return gaps
 
     def decode_target(self, y: np.ndarray) -> np.ndarray:
-        """Bring standardised regression values back to the target's own unit, float64."""
-        return y.astype(np.float64) * self.target_std + self.target_mean
+        """Bring standardised regression values, (B,) or of several targets (B, T), back to their own unit, float64."""
+        return y.astype(np.float64) * np.asarray(self.target_std) + np.asarray(self.target_mean)
 
     def to_bytes(self) -> dict[str, bytes]:
         """File name -> content; equal preprocessors give equal bytes."""
@@ -199,12 +203,18 @@ class Preprocessor:
             CategoricalInput(**(item | {"levels": tuple(item["levels"])})) for item in values["categorical"]
         )
         values["target"] = TargetSpec.from_json(values["target"])
+        for name in ("target_mean", "target_std"):
+            if isinstance(values[name], list):
+                values[name] = tuple(map(float, values[name]))
         fitted = cls(**values, arrays=read_tensors(files[PREPROCESSOR_FILES[1]]))
         fitted.check()
         return fitted
 
     def check(self) -> None:
         """Raise ValueError where the arrays do not fit the columns, or hold what no fit gives."""
+        for name in ("target_mean", "target_std"):
+            if np.shape(getattr(self, name)) != ((len(self.target.columns),) if self.target.columns else ()):
+                raise ValueError(f"{name} is not that of the target")
         width = len(self.numeric)
         if not width:
             return

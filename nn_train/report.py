@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import io
 import logging
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -32,8 +33,11 @@ from nn_train.report_run import (
 )
 from nn_train.report_table import Table, build_plot_table
 from nn_train.run_folder import write_file
+from nn_train.schema import TargetSpec
 
 logger = logging.getLogger("nn_train")
+MOST_TARGETS = 6  # of several, those that have pictures
+NUMBERED = re.compile(r"_\d+$")  # a plot of one of several targets
 PlotFunction = Callable[[Any], Plot | None]
 
 COMMON_PLOTS: dict[str, dict[str, PlotFunction]] = {
@@ -140,6 +144,22 @@ def build_task_scores(run: Run) -> Any:
     return SCORES[run.schema.target.task](run.test, val, run.schema.target, run.metrics.get("decision") or {})
 
 
+def result_plots(target: TargetSpec) -> dict[str, PlotFunction]:
+    """The plots of the task; of a regression, those of each target."""
+    plots = PLOTS[target.task]
+    if target.task != "regression":
+        return plots
+    if not target.columns:
+        return {name: functools.partial(_of_target, draw, 0) for name, draw in plots.items()}
+    places = range(min(len(target.columns), MOST_TARGETS))
+    return {f"{name}_{place + 1}": functools.partial(_of_target, draw, place)
+            for place in places for name, draw in plots.items()}  # fmt: skip
+
+
+def _of_target(draw: PlotFunction, place: int, scores: list[Any]) -> Plot | None:
+    return draw(scores[place])
+
+
 # Section of the page -> what its pictures are drawn from.
 VIEWS: dict[str, Callable[[Run], Any]] = {
     "summary": build_comparison,
@@ -175,7 +195,7 @@ def render_picture(section: str, name: str, plot: Plot, dpi: int) -> Picture:
 
 def draw_pictures(run: Run, dpi: int, notes: list[tuple[str, str]]) -> list[Picture]:
     """Draw every plot of the task; one that fails becomes a (section, reason) in `notes` and a warning in the log."""
-    sections = COMMON_PLOTS | ({"results": PLOTS[run.schema.target.task]} if len(run.test) else {})
+    sections = COMMON_PLOTS | ({"results": result_plots(run.schema.target)} if len(run.test) else {})
     pictures = []
     for section, functions in sections.items():
         try:
@@ -234,11 +254,11 @@ def write_report(run_dir: Path, *, dpi: int) -> Path:
     plot_dir = run_dir / "plots"
     plot_dir.mkdir(exist_ok=True)
     drawn = {f"{picture.name}.png": picture.png for picture in pictures}
-    for functions in (*COMMON_PLOTS.values(), *PLOTS.values()):
-        for name in functions:
-            # a picture of an earlier report that is no longer drawn would contradict the page
-            if f"{name}.png" not in drawn:
-                (plot_dir / f"{name}.png").unlink(missing_ok=True)
+    known = {name for functions in (*COMMON_PLOTS.values(), *PLOTS.values()) for name in functions}
+    for path in plot_dir.glob("*.png"):
+        # a picture of an earlier report that is no longer drawn would contradict the page
+        if path.name not in drawn and known & {path.stem, NUMBERED.sub("", path.stem)}:
+            path.unlink(missing_ok=True)
     for name, png in drawn.items():
         write_file(plot_dir / name, png)
     page = render_page(run, pictures, notes, run_dir.absolute().name)

@@ -10,6 +10,7 @@ from nn_train.plots_explain import AttributionView, RowView
 from nn_train.report_run import Run
 from nn_train.report_table import Table, number
 
+MOST_TARGETS = 4  # of several, those whose values are shown
 NUM_NAMED = 3  # columns of one row that the table of attributions names
 
 
@@ -18,9 +19,12 @@ def build_worst_rows(run: Run) -> pd.DataFrame | None:
     test, target = run.test, run.schema.target
     if not len(test):
         return None
+    shown = ["target", "prediction"]
     if target.task == "regression":
-        truth, scores = (test[name].to_numpy(float) for name in ("target", "prediction"))
-        extra = {"residual": pd.Series(truth - scores)}
+        truth, scores = target.take_truth(test).astype(float), target.take_prediction(test).astype(float)
+        extra = {} if target.columns else {"residual": pd.Series(truth - scores)}
+        pairs = zip(target.truth_names[:MOST_TARGETS], target.prediction_names, strict=False)
+        shown = [name for pair in pairs for name in pair]
     else:
         scores = test[[f"p_{name}" for name in target.classes]].to_numpy(float)
         places = pd.Index(target.classes)
@@ -34,7 +38,7 @@ def build_worst_rows(run: Run) -> pd.DataFrame | None:
         }
     worst = worst_first(truth, scores)[:NUM_WORST_ROWS]
     ids = [name for name in run.schema.id_names().values() if name in test]
-    columns = {name: test[name] for name in ("row", *ids, "target", "prediction")} | extra
+    columns = {name: test[name] for name in ("row", *ids, *shown)} | extra
     return pd.DataFrame({name: values.iloc[worst] for name, values in columns.items()})
 
 
@@ -78,7 +82,7 @@ def build_attributions(run: Run) -> AttributionView:
         if entry["row"] not in places:
             continue
         test = shown.iloc[places[entry["row"]]]
-        truth, said = (_cell(test[name]) for name in ("target", "prediction"))
+        truth, said = (_cell(test[name]) for name in (target.truth_names[0], target.prediction_names[0]))
         rows.append(
             RowView(
                 row=entry["row"],
@@ -93,7 +97,7 @@ def build_attributions(run: Run) -> AttributionView:
     score = {
         "binary": f"the log-odds of '{target.classes[-1]}'" if target.classes else "",
         "multiclass": "the log-odds of the predicted class",
-        "regression": f"the predicted {target.name}",
+        "regression": f"the predicted {target.names[0]}",
     }[target.task]
     return AttributionView(rows=rows, score=score, is_class=target.task != "regression")
 

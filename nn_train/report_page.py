@@ -9,6 +9,7 @@ import yaml
 
 from nn_train.metrics import LOWER_IS_BETTER
 from nn_train.report_run import (
+    MODEL_NAMES,
     NUM_HEADLINES,
     Run,
     build_leaderboard,
@@ -133,6 +134,26 @@ def build_leaderboard_table(run: Run) -> Table | None:
     )
 
 
+def build_target_table(run: Run) -> Table | None:
+    """The network and the baselines by each of several targets; None where there is one."""
+    of_models = {run.metrics.get("model") or "network": run.metrics.get("targets") or {}}
+    of_models |= {
+        MODEL_NAMES.get(name, name): found.get("targets") or {}
+        for name, found in (run.metrics.get("baselines") or {}).items()
+    }
+    shown = ("rmse", "mae", "r2")
+    rows = [
+        [target, model, *(number(found["test"].get(target, {}).get(name)) for name in shown)]
+        for target in run.schema.target.columns[:MOST_TABLE_ROWS]
+        for model, found in of_models.items()
+        if found.get("test")
+    ]
+    if not rows:
+        return None
+    head = ["target", "model", *map(metric_name, shown)]
+    return Table(caption="Each target in its own unit, on the test rows", head=head, rows=rows, num_text=2)
+
+
 def build_split_table(run: Run) -> Table | None:
     """Rows of each split, and of each class in it."""
     sizes = run.metrics.get("rows") or {}
@@ -180,6 +201,8 @@ def build_metric_table(run: Run) -> Table | None:
     caption = "Every metric; weights and calibration were chosen on the validation rows, decisions by their costs"
     if not by_costs:
         caption = "Every metric; weights, calibration and threshold were chosen on the validation rows"
+    if run.schema.target.columns:
+        caption = "Every metric, the mean of the targets'; weights were chosen on the validation rows"
     return Table(caption=caption, head=["metric", "validation", "test"], rows=rows) if rows else None
 
 
@@ -349,6 +372,7 @@ def build_page(run: Run) -> dict[str, Any]:
         "splits": build_split_table(run),
         "columns": build_schema_table(run),
         "metrics": build_metric_table(run),
+        "targets": build_target_table(run),
         "costs": build_cost_table(run),
         "timeline": build_timeline(run),
         "importance": build_importance_table(run),

@@ -23,6 +23,7 @@ MAIN_METRICS: dict[Task, tuple[str, ...]] = {
     "multiclass": ("accuracy", "f1_macro", "log_loss", "roc_auc", "balanced_accuracy", "matthews_corrcoef"),
     "regression": ("rmse", "mae", "r2", "median_absolute_error", "pearson_r", "mape"),
 }
+UNITLESS_METRICS = ("r2", "pearson_r", "mape")  # of several targets, whose units differ
 NUM_HEADLINES = 4
 MOST_BARS = 30  # more attempts than these are no longer told apart in one picture
 FALLBACK_METRIC: dict[Task, str] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
@@ -100,9 +101,9 @@ def read_json_lines(path: Path) -> pd.DataFrame:
     return pd.DataFrame.from_records([record for record in records if isinstance(record, dict)])
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
+def read_predictions(path: Path, target: TargetSpec) -> pd.DataFrame:
     """The rows whose true value is known."""
-    return pd.read_parquet(path).dropna(subset=["target"]).reset_index(drop=True)
+    return pd.read_parquet(path).dropna(subset=list(target.truth_names)).reset_index(drop=True)
 
 
 def read_run(run_dir: Path) -> Run:
@@ -124,6 +125,9 @@ def read_run(run_dir: Path) -> Run:
             logger.warning("report: %s", notes[-1])
             return empty
 
+    def read_rows(path: Path) -> pd.DataFrame:
+        return read_predictions(path, schema.target)
+
     jsons = {
         field: read(f"{name}.json", lambda path: dict(json.loads(path.read_text(encoding="utf-8"))), {})
         for field, name in JSON_FILES.items()
@@ -132,8 +136,8 @@ def read_run(run_dir: Path) -> Run:
         schema=schema,
         config_text=read("config.yaml", lambda path: path.read_text(encoding="utf-8"), ""),
         history=read("metrics.jsonl", read_json_lines, pd.DataFrame()),
-        test=read("predictions.parquet", read_predictions, pd.DataFrame()),
-        val=read("predictions_val.parquet", read_predictions, pd.DataFrame()),
+        test=read("predictions.parquet", read_rows, pd.DataFrame()),
+        val=read("predictions_val.parquet", read_rows, pd.DataFrame()),
         events=read(EVENTS_FILE, lambda path: read_events(path.parent), []),
         timeline=read(EVENTS_FILE, lambda path: summarise(read_events(path.parent)), Timeline()),
         notes=notes,
@@ -186,7 +190,7 @@ def state_rank(metric: str, rows: list[dict[str, Any]]) -> str:
 
 def shown_metrics(target: TargetSpec) -> tuple[str, ...]:
     """The main metrics of what is predicted, the headline first."""
-    main = MAIN_METRICS[target.task]
+    main = MAIN_METRICS[target.task] if not target.columns else UNITLESS_METRICS
     return (*QUANTILE_METRICS, *main) if target.quantiles else main
 
 
@@ -207,7 +211,7 @@ def build_comparison(run: Run) -> plots_run.Comparison:
     """The headline metrics of all models for a picture."""
     _, rows = build_leaderboard(run)
     panels = {}
-    for name in dict.fromkeys((rank_metric(run), *MAIN_METRICS[run.schema.target.task][:3])):
+    for name in dict.fromkeys((rank_metric(run), *shown_metrics(run.schema.target)[:3])):
         values = {row["name"]: row["values"][name] for row in rows if row["values"].get(name) is not None}
         if values:
             panels[f"{metric_name(name)} ({'lower' if name in LOWER_IS_BETTER else 'higher'} is better)"] = values
@@ -232,7 +236,8 @@ def build_importance(run: Run) -> plots_explain.ImportanceView:
 def build_table_view(run: Run) -> plots_run.TableView:
     """Missing values, classes and target values for the pictures of the data."""
     num_rows = max(run.schema.num_rows, 1)
-    frames = {"val": run.val, "test": run.test} if run.schema.target.task == "regression" else {}
+    is_one_number = run.schema.target.task == "regression" and not run.schema.target.columns
+    frames = {"val": run.val, "test": run.test} if is_one_number else {}
     return plots_run.TableView(
         target=run.schema.target.name,
         missing={column.name: column.num_missing / num_rows for column in run.schema.columns},

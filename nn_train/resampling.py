@@ -30,7 +30,8 @@ class Rows:
     """Test rows and what a run predicts for them.
 
     Classes: `y` and `prediction` are codes (R,), `p` the probability of each class (R, C), the positive one last
-    where there are two. Regression: `y` and `prediction` are values (R,), and `p` is (R, 0).
+    where there are two. Regression: `y` and `prediction` are values (R,), or of several targets (R, T), and `p` is
+    (R, 0).
     """
 
     task: Task
@@ -46,12 +47,21 @@ class Rows:
         parts = {name: getattr(self, name)[places] for name in ("y", "prediction", "p")}
         return dataclasses.replace(self, **parts)
 
+    def by_target(self) -> list[Self]:
+        """The rows with each of several targets."""
+        pairs = zip(self.y.T, self.prediction.T, strict=True)
+        return [dataclasses.replace(self, y=y, prediction=prediction) for y, prediction in pairs]
+
 
 def row_losses(rows: Rows) -> dict[str, np.ndarray]:
     """What each row costs or earns, (R,); `accuracy`, `log_loss`, `brier_score`, `mae` and `mape` are their means.
 
-    `mse` is the square of RMSE.
+    `mse` is the square of RMSE. Of several targets they are means over errors in deviations of each target.
     """
+    if rows.y.ndim == 2:
+        deviation = np.where(rows.y.std(axis=0) > 0, rows.y.std(axis=0), 1.0)
+        errors = np.abs(rows.y - rows.prediction) / deviation
+        return {"mse": (errors**2).mean(axis=1), "mae": errors.mean(axis=1)}
     if rows.task == "regression":
         error = np.abs(rows.y - rows.prediction)
         losses = {"mse": error**2, "mae": error}
@@ -65,7 +75,19 @@ def row_losses(rows: Rows) -> dict[str, np.ndarray]:
 
 
 def build_measure(rows: Rows) -> Measure:
-    """The task's main metrics as one function of weights (S, R); NaN where a resample does not define one."""
+    """The task's main metrics as one function of weights (S, R); NaN where a resample does not define one.
+
+    Of several targets each metric is the mean of theirs.
+    """
+    if rows.y.ndim == 2:
+        every = [build_measure(part) for part in rows.by_target()]
+
+        def measure_all(weights: np.ndarray) -> Values:
+            found = [measure(weights) for measure in every]
+            shared = [name for name in found[0] if all(name in values for values in found)]
+            return {name: np.mean([values[name] for values in found], axis=0) for name in shared}
+
+        return measure_all
     parts = [_measure_means(rows)]
     if rows.task == "regression":
         parts += [_measure_moments(rows), _measure_median(rows)]
@@ -197,6 +219,7 @@ def most_rows(rows: Rows, samples: int) -> int:
     """How many rows one resample may hold."""
     num_classes = rows.p.shape[1]
     rankings = num_classes if rows.task == "multiclass" and num_classes <= MOST_RANKED_CLASSES else 1
+    rankings = rows.y.shape[1] if rows.y.ndim == 2 else rankings
     return max(LEAST_ROWS, BUDGET // (samples * rankings))
 
 

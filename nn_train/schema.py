@@ -1,8 +1,13 @@
 """The nouns that every stage shares: the task, the columns of a table, the metric names."""
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Task = Literal["binary", "multiclass", "regression"]
 Kind = Literal["numeric", "categorical", "boolean", "date"]
@@ -33,22 +38,44 @@ class ColumnSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetSpec:
-    """The column to predict.
+    """The column to predict, or the columns of a regression of several targets at once.
 
     `classes` are the target's values as text in the order of the model's outputs; empty for
     regression. For a binary task `classes[1]` is the positive class. `quantiles` are the levels that a
-    regression predicts in place of one value, increasing.
+    regression predicts in place of one value, increasing. `columns` are several targets, and `name` is
+    then all of their names for people; empty for one, whose column `name` is.
     """
 
     name: str
     task: Task
     classes: tuple[str, ...] = ()
     quantiles: tuple[float, ...] = ()
+    columns: tuple[str, ...] = ()
 
     @property
     def num_outputs(self) -> int:
-        """Width of the model's output: one logit for binary, one value or every quantile for regression."""
-        return len(self.classes) if self.task == "multiclass" else max(len(self.quantiles), 1)
+        """Width of the model's output: one logit for binary; a value, every quantile or every target for regression."""
+        return len(self.classes) if self.task == "multiclass" else max(len(self.quantiles), len(self.columns), 1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The target's column, or those of several."""
+        return self.columns or (self.name,)
+
+    @property
+    def truth_names(self) -> tuple[str, ...]:
+        """Columns of the true values beside predictions: `target`, or of several target_NAME."""
+        return tuple(f"target_{name}" for name in self.columns) or ("target",)
+
+    @property
+    def prediction_names(self) -> tuple[str, ...]:
+        """Columns of the predictions: `prediction`, or of several targets prediction_NAME."""
+        return tuple(f"prediction_{name}" for name in self.columns) or ("prediction",)
+
+    def take(self, columns: "Mapping[str, Any] | pd.DataFrame") -> np.ndarray:
+        """The target's values (R,), or those of several (R, T), from columns or a frame."""
+        values = [np.asarray(columns[name]) for name in self.names]
+        return np.stack(values, axis=1) if self.columns else values[0]
 
     @property
     def middle(self) -> int:
@@ -60,10 +87,18 @@ class TargetSpec:
         """Columns of the quantiles beside the prediction: q_0.1, ..."""
         return tuple(f"q_{level:g}" for level in self.quantiles)
 
+    def take_truth(self, predictions: "Mapping[str, Any] | pd.DataFrame") -> np.ndarray:
+        """The true values (R,) or (R, T) from a table of predictions."""
+        return self.take(dict(zip(self.names, (predictions[name] for name in self.truth_names), strict=True)))
+
+    def take_prediction(self, predictions: "Mapping[str, Any] | pd.DataFrame") -> np.ndarray:
+        """The predictions (R,) or (R, T) from a table of them."""
+        return self.take(dict(zip(self.names, (predictions[name] for name in self.prediction_names), strict=True)))
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TargetSpec":
         """Rebuild what `dataclasses.asdict` and JSON made of it."""
-        lists: dict[str, Any] = {name: tuple(values.get(name, ())) for name in ("classes", "quantiles")}
+        lists: dict[str, Any] = {name: tuple(values.get(name, ())) for name in ("classes", "quantiles", "columns")}
         return cls(**(values | lists))
 
 
@@ -88,8 +123,9 @@ class TableSchema:
 
     def id_names(self, kept: Iterable[str] = ()) -> dict[str, str]:
         """Ids and columns that are `kept` -> their names beside predictions: `row` is taken, and becomes `id_row`."""
-        taken = {"row", "target", "prediction", *(f"p_{name}" for name in self.target.classes)}
-        taken |= set(self.target.quantile_names)
+        target = self.target
+        taken = {"row", *target.truth_names, *target.prediction_names, *target.quantile_names}
+        taken |= {f"p_{name}" for name in target.classes}
         names = {}
         for column in dict.fromkeys((*self.id_columns, *kept)):
             name = column

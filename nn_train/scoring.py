@@ -41,11 +41,11 @@ class Judge:
     values: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     def add(self, y: np.ndarray, values: np.ndarray) -> None:
-        """Take in targets (B,) and what `Decision.predict` gives, or quantiles (B, Q).
+        """Take in targets (B,), or several (B, T), and what `Decision.predict` gives, or quantiles (B, Q).
 
         Rows without a known target are left out.
         """
-        is_known = ~np.isnan(y) if y.dtype.kind == "f" else y >= 0
+        is_known = ~np.isnan(y).reshape(len(y), -1).any(axis=1) if y.dtype.kind == "f" else y >= 0
         y, values = y[is_known], values[is_known]
         kept = slice(-self.num_rows % self.stride, None, self.stride)
         self.num_rows += len(y)

@@ -266,8 +266,9 @@ class Warnings(BaseModel):
 def answer_model(bundle: Bundle) -> type[BaseModel]:
     """The answer's type, for OpenAPI."""
     if bundle.task == "regression":
+        is_several = bool(bundle.preprocessor.target.columns)
         unit = Field(description=f"Value of '{short(bundle.schema.target.name)}' in the table's unit.")
-        fields: dict[str, Any] = {"prediction": (float, unit)}
+        fields: dict[str, Any] = {"prediction": (dict[str, float] if is_several else float, unit)}
         if bundle.preprocessor.target.quantiles:
             levels = Field(description="q_LEVEL -> quantile in the table's unit.")
             fields["quantiles"] = (dict[str, float], levels)
@@ -289,10 +290,17 @@ def answer_model(bundle: Bundle) -> type[BaseModel]:
 
 
 def write_answer(bundle: Bundle, scores: np.ndarray, counts: Counts, others: list[str]) -> bytes:
-    """The answer to a request: `scores` (B, C) probabilities of all classes, (B,) values, or (B, Q) quantiles."""
+    """The answer to a request: `scores` (B, C) probabilities of all classes, (B,) values, or (B, Q) quantiles.
+
+    Several targets are scores (B, T), and a prediction by name.
+    """
     target = bundle.preprocessor.target
-    if target.quantiles:
+    if target.columns:
         predictions: list[Any] = [
+            {"prediction": dict(zip(target.columns, row, strict=True))} for row in scores.tolist()
+        ]
+    elif target.quantiles:
+        predictions = [
             {"prediction": row[target.middle], "quantiles": dict(zip(target.quantile_names, row, strict=True))}
             for row in scores.tolist()
         ]

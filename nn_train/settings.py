@@ -109,6 +109,14 @@ def _one_as_list(value: Any) -> Any:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
+def _one_or_several(value: Any) -> Any:
+    """A name, or a list of different names."""
+    names: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    if not names or len(set(map(str, names))) < len(names):
+        raise ValueError("data.target names no column, or one twice")
+    return value
+
+
 def _tab(value: Any) -> Any:
     """Read a backslash and a t as a tab."""
     return "\t" if value == "\\t" else value
@@ -200,8 +208,8 @@ class DataConfig(Section):
 
     path: str
     """File, folder or glob: CSV, TSV (also .gz .bz2 .xz .zip .zst), Parquet, Arrow, JSON lines."""
-    target: str
-    """Name of the column to predict."""
+    target: Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
+    """Name of the column to predict; [a, b, ...] are several columns of numbers, learned by one network."""
     drop: Names = ()
     """Columns to leave out."""
     id: Names = ()
@@ -232,6 +240,29 @@ class DataConfig(Section):
     """Use only the first rows of the table; default: all."""
     cache_dir: str | None = None
     """Folder for packed rows; default: $XDG_CACHE_HOME/nn_train or ~/.cache/nn_train."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The column, or the columns, to predict."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def is_several(self) -> bool:
+        """Are several columns predicted at once?"""
+        return len(self.targets) > 1
+
+    @property
+    def target_name(self) -> str:
+        """The target for people."""
+        return ", ".join(self.targets)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.is_several and (self.task not in ("auto", "regression") or self.positive is not None):
+            raise ValueError(
+                "several columns in data.target are numbers to predict; classes have a run for each column"
+            )
+        return self
 
 
 class SplitConfig(Section):
@@ -673,10 +704,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for key, names in (("drop", self.data.drop), ("id", self.data.id)):
-            if self.data.target in names:
-                raise ValueError(f"data.{key} holds the target '{self.data.target}'")
+            if found := [name for name in self.data.targets if name in names]:
+                raise ValueError(f"data.{key} holds the target '{found[0]}'")
         if self.data.weight is not None:
-            other = {self.data.target: "data.target", **dict.fromkeys(self.data.columns, "data.columns")}
+            other = dict.fromkeys(self.data.targets, "data.target")
+            other |= dict.fromkeys(self.data.columns, "data.columns")
             if self.split.method != "random" and self.split.column is not None:
                 other[self.split.column] = "split.column"
             if self.data.weight in other:
@@ -685,6 +717,8 @@ class Config(Section):
             raise ValueError("; ".join(problem))
         if self.data.task == "regression" and self.evaluation.costs is not None:
             raise ValueError("evaluation.costs are for classes, and data.task=regression predicts a number")
+        if self.data.is_several and self.train.loss == "quantile":
+            raise ValueError("train.loss=quantile is for one target, and data.target names several")
         return self
 
     @property

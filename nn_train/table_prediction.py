@@ -18,12 +18,11 @@ from nn_train.incoming import Counts, read_target
 from nn_train.predictions_file import Write, check_output, open_predictions, prediction_columns
 from nn_train.run_folder import write_json
 from nn_train.runtime import Runtime, set_up_logging, start_runtime
-from nn_train.schema import Task
 from nn_train.scoring import Judge, score_pieces
 from nn_train.settings import READING_KEYS, DataConfig, TrainConfig
 from nn_train.table_files import TEXT_FORMATS, file_format, find_files
 from nn_train.table_stream import read_pieces
-from nn_train.terminal import HEADLINES
+from nn_train.terminal import headlines
 from nn_train.values import is_text, listed
 
 logger = logging.getLogger("nn_train")
@@ -84,7 +83,7 @@ def predict_table(
     found = desk.summary(counts, runtime)
     if summary is not None:
         write_json(summary, found)
-    say_summary(found, bundle.task, output)
+    say_summary(found, headlines(bundle.task, num_targets=len(bundle.preprocessor.target.names)), output)
     return found
 
 
@@ -124,9 +123,8 @@ class _Desk:
             self.notes = self._look(table)
         fitted, decision = self.bundle.preprocessor, self.bundle.decision
         scores = decision.scores(logits, fitted)
-        y = None
-        if fitted.target.name in table.column_names:
-            y = read_target(table.column(fitted.target.name), fitted, self.data)
+        y = read_target(table, fitted, self.data)
+        if y is not None:
             self.judge.add(y, scores[:, 1] if self.bundle.task == "binary" else scores)
         write(pa.table(self._beside(table, y) | prediction_columns(scores, fitted, decision)))
         self.num_rows += len(table)
@@ -143,19 +141,19 @@ class _Desk:
         names = self.bundle.schema.id_names(self.keep)
         columns |= {names[name]: table.column(name) for name in names if name in table.column_names}
         if y is not None:
-            columns["target"] = self._target_values(y)
+            columns |= dict(zip(self.bundle.preprocessor.target.truth_names, self._target_values(y), strict=True))
         return columns
 
-    def _target_values(self, y: np.ndarray) -> pa.Array:
+    def _target_values(self, y: np.ndarray) -> list[pa.Array]:
         if self.bundle.task == "regression":
-            return pa.array(y, from_pandas=True)
-        return pa.array(self.bundle.classes, pa.string()).take(pa.array(y, mask=y < 0))
+            return [pa.array(part, from_pandas=True) for part in y.reshape(len(y), -1).T]
+        return [pa.array(self.bundle.classes, pa.string()).take(pa.array(y, mask=y < 0))]
 
     def _look(self, table: pa.Table) -> dict[str, Any]:
         """What is odd about the columns themselves; no mistake."""
         schema = self.bundle.schema
         needed = [name for name in table.column_names if name in self.bundle.preprocessor.columns]
-        known = {column.name for column in schema.columns} | {schema.target.name}
+        known = {column.name for column in schema.columns} | {*schema.target.names}
         kinds = {column.name: column.kind for column in schema.features}
         converted = [] if self.is_text else [n for n in needed if _is_converted(table.column(n), kinds[n])]
         return {
@@ -185,8 +183,8 @@ class _Desk:
         }
 
 
-def say_summary(found: dict[str, Any], task: Task, output: Path) -> None:
-    """Tell a person what was met, and how good the predictions are where that is known."""
+def say_summary(found: dict[str, Any], shown: Sequence[str], output: Path) -> None:
+    """Tell a person what was met, and where that is known by the metrics `shown` how good the predictions are."""
     for text, names in (
         ("columns that the network does not know", found["extra"]),
         ("ids that are not there", found["absent_ids"]),
@@ -202,7 +200,7 @@ def say_summary(found: dict[str, Any], task: Task, output: Path) -> None:
     if metrics := found["metrics"]:
         is_part = found["judged_rows"] < found["rows_with_target"]
         part = f", judged by {found['judged_rows']:,} of them" if is_part else ""
-        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in HEADLINES[task])
+        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown)
         logger.info("%s rows with a target%s: %s", f"{found['rows_with_target']:,}", part, values)
     rows, speed = f"{found['rows']:,}", f"{found['rows_per_s']:,.0f}"
     logger.info("predicted %s rows in %.1f s (%s rows/s): %s", rows, found["seconds"], speed, output)

@@ -21,6 +21,7 @@ HEADLINES: dict[Task, tuple[str, ...]] = {
     "multiclass": ("log_loss", "roc_auc", "accuracy", "balanced_accuracy", "f1_macro"),
     "regression": ("rmse", "mae", "r2"),
 }
+MOST_TARGETS = 6  # of several, those that the terminal shows one by one
 
 
 def print_table(table: Table) -> None:
@@ -41,6 +42,11 @@ def show_table(table: Table) -> None:
         emoji=False,
     )
     console.print(table)
+
+
+def headlines(task: Task, *, num_targets: int = 1) -> tuple[str, ...]:
+    """The metrics that a person sees first; of several targets those that know no unit."""
+    return ("r2", "pearson_r") if num_targets > 1 else HEADLINES[task]
 
 
 def print_schema(schema: TableSchema) -> None:
@@ -67,12 +73,17 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     network = {split: metrics[split], "seconds": metrics["seconds"]["train"]}
     models = {f"network ({metrics['model']})": network} | metrics["baselines"]
     table = Table(title=f"{name} metrics ({metrics['rows'][split]} rows)", title_justify="left")
-    table.add_column("", no_wrap=True, min_width=max(map(len, HEADLINES[metrics["task"]])))
+    targets = metrics.get("targets") or {}
+    names = headlines(metrics["task"], num_targets=max(len(targets.get(split) or ()), 1))
+    table.add_column("", no_wrap=True, min_width=max(map(len, names)))
     for label in models:
         table.add_column(label.replace("_", " "), justify="right")
-    for name in HEADLINES[metrics["task"]]:
-        values = [model[split].get(name) for model in models.values()]
-        table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
+    values = {name: [model[split].get(name) for model in models.values()] for name in names}
+    for target in list(targets.get(split) or ())[:MOST_TARGETS]:
+        every = [targets, *(model.get("targets") or {} for model in metrics["baselines"].values())]
+        values[f"rmse of {target}"] = [found.get(split, {}).get(target, {}).get("rmse") for found in every]
+    for name, row in values.items():
+        table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in row))
     if metrics[split].get("mean_cost") is not None:
         table.add_row("mean_cost", *(f"{model[split]['mean_cost']:.4f}" for model in models.values()))
     table.add_row("seconds", *(f"{model['seconds']:.1f}" for model in models.values()))

@@ -118,7 +118,9 @@ class Training:
             huber_delta=config.train.huber_delta,
             quantiles=target.quantiles,
         )
-        self.metric = selection_metric(config.train.selection_metric, target.task, quantiles=target.quantiles)
+        self.metric = selection_metric(
+            config.train.selection_metric, target.task, quantiles=target.quantiles, num_targets=len(target.names)
+        )
         self.own_metric = load_metric(config.train.selection_metric)
         self.rows = self._weighed(data.rows("train", device=runtime.device))
         self.val_rows = data.rows("val", device=runtime.device)

@@ -60,10 +60,10 @@ def typed_columns(table: Rows, schema: TableSchema, data: DataConfig) -> dict[st
         for spec in schema.features
     }
     target = schema.target
-    if target.name in rows.column_names:
-        column = rows.column(target.name)
+    for name in target.names if set(target.names) <= set(rows.column_names) else ():
+        column = rows.column(name)
         is_number = target.task == "regression"
-        values[target.name] = finite(read_numbers(column, data)) if is_number else _objects(read_levels(column, data))
+        values[name] = finite(read_numbers(column, data)) if is_number else _objects(read_levels(column, data))
     return values
 
 

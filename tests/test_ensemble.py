@@ -16,6 +16,7 @@ from nn_train import load_bundle, load_ensemble
 from nn_train.ensemble import average, decide, main, name_members, truth_and_scores
 from nn_train.errors import RunFolderError
 from nn_train.metrics import compute_metrics
+from nn_train.schema import TargetSpec
 from tests.conftest import ROOT, SMALL, make_table
 
 SHORT = (*SMALL, "data.target=y", "train.max_epochs=3")
@@ -180,17 +181,18 @@ def test_of_several_classes_the_most_probable_on_the_mean_is_decided() -> None:
     frames = [
         pd.DataFrame([[3, "c", said, *p]], columns=["row", "target", "prediction", *columns]) for p, said in parts
     ]
-    found = decide(average(frames, "multiclass"), "abc", "multiclass", 0.5)
+    target = TargetSpec(name="y", task="multiclass", classes=("a", "b", "c"))
+    found = decide(average(frames, target), "abc", "multiclass", 0.5)
     assert found["prediction"].tolist() == ["c"]
     costs = np.array([[0, 1, 1], [9, 0, 9], [1, 1, 0]])
     assert decide(found, "abc", "multiclass", 0.5, costs=costs)["prediction"].tolist() == ["b"]
-    y, p = truth_and_scores(found, "multiclass", "abc")
+    y, p = truth_and_scores(found, target)
     assert y.tolist() == [2] and p.tolist() == [[0.25, pytest.approx(0.325), pytest.approx(0.425)]]
 
 
 def test_a_row_of_one_network_keeps_its_own_prediction() -> None:
     frames = [pd.DataFrame({"row": rows, "target": [1.0, 2.0], "prediction": values})
               for rows, values in (([4, 2], [1.0, 3.0]), ([2, 7], [5.0, 9.0]))]  # fmt: skip
-    found = average(frames, "regression")
+    found = average(frames, TargetSpec(name="y", task="regression"))
     assert found["row"].tolist() == [2, 4, 7]
     assert found["prediction"].tolist() == [4.0, 1.0, 9.0]

