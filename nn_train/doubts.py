@@ -36,6 +36,7 @@ RARE = 0.1  # share of a class, in parts of an equal share
 DENSE = 2.0  # whole numbers that differ in every row and fill a range this many times the rows are numbers of rows
 LEVEL_ROWS = 2.0  # rows of a level on average, below which levels identify
 MANY_WEIGHTS = 100.0  # of the network for one train row
+FEW_CALIBRATION_ROWS = 1000  # scikit-learn: isotonic calibration is not advisable below
 FEW_TRAIN_ROWS = 1_000
 
 
@@ -329,3 +330,13 @@ def doubt_size(num_rows: int, num_parameters: int, num_columns: int) -> list[str
             "columns (data.drop)"
         ]
     return []
+
+
+def doubt_calibration(num_rows: int) -> list[str]:
+    """Fewer validation rows than an isotonic curve asks for."""
+    if num_rows >= FEW_CALIBRATION_ROWS:
+        return []
+    return [
+        f"isotonic calibration follows {num_rows:,} validation rows closely, chance included; "
+        "mend: evaluation.calibration=temperature, or a larger split.val"
+    ]

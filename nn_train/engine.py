@@ -367,6 +367,7 @@ class Engine:
                     own=own,
                     known=self.metrics,
                     decision=decision,
+                    own_metrics=self.training.own_metrics,
                 )
                 if fitted.target.columns:
                     truth: Truths = {split: fitted.decode_target(y) for split, (_, y) in arrays.items()}

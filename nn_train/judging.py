@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from nn_train.decision import Decision
-from nn_train.doubts import doubt_size
+from nn_train.doubts import doubt_calibration, doubt_size
 from nn_train.importance import Predict, permutation_importance
 from nn_train.metrics import LOWER_IS_BETTER, QUANTILE_METRICS, metrics_by_target, selection_metric
+from nn_train.own_metrics import OwnMetric
 from nn_train.packed import Batch
 from nn_train.preparation import PreparedData
 from nn_train.preprocessor import Preprocessor
@@ -39,11 +40,12 @@ def judge_baselines(
     own: Mapping[Split, np.ndarray],
     known: Mapping[str, Any],
     decision: Decision,
+    own_metrics: Mapping[str, OwnMetric],
 ) -> dict[str, Any]:
     """`baselines`, name -> metrics on test and validation rows, and seconds, and the network's `verdict` beside them.
 
-    `own` are the network's predictions by split, as metrics take them, and `known` its metrics by split. Empty and None
-    where report.baselines is off.
+    `own` are the network's predictions by split, as metrics take them, and `known` its metrics by split; `own_metrics`
+    are the user's. Empty and None where report.baselines is off.
     """
     if not config.report.baselines:
         return {"baselines": {}, "verdict": None}
@@ -75,9 +77,10 @@ def judge_baselines(
     split: Split = "test" if len(parts["test"].y) else "val"
     baselines: dict[str, Any] = {}
     for name, r in results.items():
-        baselines[name] = {"test": r.test, "val": r.val, "seconds": r.seconds}
+        said: dict[Split, np.ndarray] = {"val": r.val_prediction, "test": r.test_prediction}
+        of_user = {s: {n: measure(parts[s].y, said[s]) for n, measure in own_metrics.items()} for s in own}
+        baselines[name] = {s: getattr(r, s) | of_user.get(s, {}) for s in ("test", "val")} | {"seconds": r.seconds}
         if target.columns:
-            said: dict[Split, np.ndarray] = {"val": r.val_prediction, "test": r.test_prediction}
             baselines[name]["targets"] = judge_targets({s: parts[s].y for s in own}, said, target)
     return {
         "baselines": baselines,
@@ -141,9 +144,11 @@ def _judge_against(
 
 
 def warn_of_size(training: Training) -> list[str]:
-    """What the table and the network together give to doubt."""
-    fitted = training.data.preprocessor
-    return doubt_size(len(training.rows), training.num_parameters, len(fitted.columns))
+    """What the table, the network and the calibration together give to doubt."""
+    fitted, num_val = training.data.preprocessor, len(training.val_rows)
+    found = doubt_size(len(training.rows), training.num_parameters, len(fitted.columns))
+    is_isotonic = training.config.evaluation.calibration == "isotonic" and fitted.target.task != "regression"
+    return found + (doubt_calibration(num_val) if is_isotonic else [])
 
 
 def batch_predictor(training: Training, decision: Decision) -> Predict:
@@ -179,7 +184,7 @@ def known_metric(training: Training) -> str:
     if training.metric in QUANTILE_METRICS:
         return "mae"  # of the middle one, as everywhere where one number is the prediction
     target = training.data.preprocessor.target
-    if training.own_metric is None:
+    if not training.own_metrics:
         return training.metric
     return selection_metric("auto", target.task, num_targets=len(target.names))
 

@@ -17,11 +17,16 @@ NUM_BARS = 40
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegressionScores:
-    """True and predicted values of the test rows, in the unit of a target; `name` is its label."""
+    """True and predicted values of the test rows, in the unit of a target; `name` is its label.
+
+    `quantiles` (R, Q) are predicted for the levels (Q,), where there are any.
+    """
 
     name: str
     y: np.ndarray
     prediction: np.ndarray
+    levels: tuple[float, ...] = ()
+    quantiles: np.ndarray | None = None
 
     @property
     def residual(self) -> np.ndarray:
@@ -39,6 +44,9 @@ def build_scores(test: pd.DataFrame, val: pd.DataFrame, target: TargetSpec, deci
         if num_bad:
             raise ValueError(f"{num_bad} of {len(prediction)} test predictions are not finite")
         scores.append(RegressionScores(name=label(name), y=y, prediction=prediction))
+    if target.quantiles:
+        values = test[list(target.quantile_names)].to_numpy(float)
+        return [dataclasses.replace(scores[0], levels=target.quantiles, quantiles=values)]
     return scores
 
 
@@ -172,3 +180,51 @@ def error_by_decile(scores: RegressionScores) -> Plot:
         hint="Tenths of the test rows by their true value.",
         table={f"true {scores.name}": names, "mean absolute error": errors, "rows": list(map(len, tenths))},
     )
+
+
+def interval_by_prediction(scores: RegressionScores) -> Plot | None:
+    """The interval from the first quantile to the last along the predictions, with the true values."""
+    if scores.quantiles is None or len(scores.levels) < 2:
+        return None
+    order = np.argsort(scores.prediction, kind="stable")
+    low, high = scores.quantiles[order, 0], scores.quantiles[order, -1]
+    inside = (low <= scores.y[order]) & (scores.y[order] <= high)
+    meant, found = scores.levels[-1] - scores.levels[0], float(inside.mean())
+    title = f"{percent(found)} of the true values lie in the interval that is to hold {percent(meant)}"
+    figure, (axes,) = build_figure(title)
+    places = np.arange(len(order))
+    shown = np.linspace(0, len(order) - 1, min(len(order), MOST_DOTS)).round().astype(int)
+    axes.fill_between(places, low, high, color=BLUE, alpha=0.25, linewidth=0, label="interval")
+    axes.plot(places, scores.prediction[order], color=BLUE, linewidth=1.4, label="prediction")
+    axes.plot(shown, scores.y[order][shown], "o", color=RED, markersize=3, alpha=0.6, markeredgewidth=0, label="true")
+    axes.set(xlabel="test rows by their prediction", ylabel=scores.name)
+    add_legend(axes, loc="upper left")
+    tenths = [rows for rows in np.array_split(places, 10) if len(rows)]
+    table = {
+        "mean prediction of a tenth": [scores.prediction[order][rows].mean() for rows in tenths],
+        "share inside": [f"{inside[rows].mean():.1%}" for rows in tenths],
+        "mean width": [(high - low)[rows].mean() for rows in tenths],
+    }
+    numbers = f"Quantiles {scores.levels[0]:g} to {scores.levels[-1]:g}, mean width {np.mean(high - low):.4g}."
+    hint = "True values should lie inside evenly from left to right."
+    return Plot(figure=figure, title=title, numbers=numbers, hint=hint, table=table)
+
+
+def quantile_coverage(scores: RegressionScores) -> Plot | None:
+    """The share of true values below each predicted quantile, against its level."""
+    if scores.quantiles is None:
+        return None
+    below = (scores.y[:, None] <= scores.quantiles).mean(axis=0)
+    worst = int(np.argmax(np.abs(below - scores.levels)))
+    title = f"{percent(float(below[worst]))} of the true values lie below the quantile {scores.levels[worst]:g}"
+    figure, (axes,) = build_figure(title)
+    axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1.2, label="as it should be")
+    axes.plot(scores.levels, below, color=BLUE, marker="o", markersize=6, linewidth=1.8, label="test rows")
+    axes.set(xlabel="level of the quantile", ylabel="share of true values below it")
+    add_legend(axes, loc="upper left")
+    table = {"level": [f"{level:g}" for level in scores.levels], "share below": [f"{share:.1%}" for share in below]}
+    numbers = ", ".join(
+        f"{level:g}: {percent(float(share))}" for level, share in zip(scores.levels, below, strict=True)
+    )
+    hint = "Above the line a quantile is too high, below it too low."
+    return Plot(figure=figure, title=title, numbers=f"{numbers}.", hint=hint, table=table)

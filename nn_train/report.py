@@ -99,6 +99,8 @@ PLOTS: dict[str, dict[str, PlotFunction]] = {
         "residual_histogram": plots_regression.residual_histogram,
         "residual_quantiles": plots_regression.residual_quantiles,
         "error_by_decile": plots_regression.error_by_decile,
+        "interval_by_prediction": plots_regression.interval_by_prediction,
+        "quantile_coverage": plots_regression.quantile_coverage,
     },
 }
 SCORES: dict[str, Callable[..., Any]] = {

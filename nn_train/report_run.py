@@ -160,7 +160,9 @@ def build_leaderboard(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
         for key, values in models.items()
         if values
     ]
-    names = [n for n in shown_metrics(run.schema.target) if any(row["values"].get(n) is not None for row in rows)]
+    shown, chosen = shown_metrics(run.schema.target), selection_metric(run)
+    shown = shown if chosen in BY_TASK[run.schema.target.task] else (chosen, *shown)  # of quantiles, or the user's own
+    names = [n for n in dict.fromkeys(shown) if any(row["values"].get(n) is not None for row in rows)]
     return names, rows
 
 

@@ -75,6 +75,8 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     table = Table(title=f"{name} metrics ({metrics['rows'][split]} rows)", title_justify="left")
     targets = metrics.get("targets") or {}
     names = headlines(metrics["task"], num_targets=max(len(targets.get(split) or ()), 1))
+    chosen = (metrics.get("selection") or {}).get("metric", names[0])
+    names = names if chosen in names else (chosen, *names)
     table.add_column("", no_wrap=True, min_width=max(map(len, names)))
     for label in models:
         table.add_column(label.replace("_", " "), justify="right")

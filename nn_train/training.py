@@ -121,7 +121,8 @@ class Training:
         self.metric = selection_metric(
             config.train.selection_metric, target.task, quantiles=target.quantiles, num_targets=len(target.names)
         )
-        self.own_metric = load_metric(config.train.selection_metric)
+        own_metric = load_metric(config.train.selection_metric)
+        self.own_metrics = {} if own_metric is None else {self.metric: own_metric}  # the user's
         self.rows = self._weighed(data.rows("train", device=runtime.device))
         self.val_rows = data.rows("val", device=runtime.device)
         self.plan = BatchPlan(
@@ -295,7 +296,7 @@ class Training:
         if self.metric in QUANTILE_METRICS:
             values = decision.values(logits.cpu().numpy(), fitted)
             return quantile_metrics(fitted.decode_target(truth), values, fitted.target.quantiles)[self.metric]
-        if self.own_metric is not None:
+        if self.own_metrics:
             return self.own_values(logits.cpu().numpy(), truth, decision)[self.metric]
         prediction = decision.predict(logits.cpu().numpy(), fitted)
         return metric_value(
@@ -304,11 +305,12 @@ class Training:
 
     def own_values(self, logits: np.ndarray, y: np.ndarray, decision: Decision) -> dict[str, float]:
         """The user's own metric of a split, by its name; empty where there is none."""
-        if self.own_metric is None:
+        if not self.own_metrics:
             return {}
         fitted = self.data.preprocessor
         truth = fitted.decode_target(y) if fitted.target.task == "regression" else y
-        return {self.metric: self.own_metric(truth, decision.predict(logits, fitted))}
+        prediction = decision.predict(logits, fitted)
+        return {name: measure(truth, prediction) for name, measure in self.own_metrics.items()}
 
     def logits(self, rows: ResidentRows) -> Tensor:
         """Logits of all rows under the current weights, (R, D); a collective."""

@@ -10,7 +10,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 
 import nn_train.doubts
 from nn_train.config import load_config
-from nn_train.doubts import doubt_size, find_doubts
+from nn_train.doubts import doubt_calibration, doubt_size, find_doubts
 from nn_train.inference import infer_schema
 from nn_train.preprocessing import fit_preprocessor
 from nn_train.splits import Splits
@@ -138,6 +138,7 @@ def test_few_rows_for_many_weights_or_columns_are_doubted() -> None:
     assert "97,000 weights learn from 300 train rows" in doubt_size(300, 97_000, 10)[0]
     assert "200 columns for 300 train rows" in doubt_size(300, 900, 200)[0]
     assert doubt_size(4931, 96_865, 19) == doubt_size(300, 2_000, 10) == []
+    assert "follows 999 validation rows closely" in doubt_calibration(999)[0] and doubt_calibration(1000) == []
 
 
 def test_a_run_keeps_its_doubts_and_shows_them(tiny_run: TinyRun) -> None:

@@ -11,6 +11,7 @@ from nn_train.config import load_config
 from nn_train.errors import ConfigError, TrainingError
 from nn_train.metrics import own_metric_name, selection_metric
 from nn_train.own_metrics import load_metric
+from nn_train.report_run import build_leaderboard, read_run
 from nn_train.train import main
 from tests.conftest import PAGE, SMALL
 
@@ -91,13 +92,17 @@ def test_a_run_selected_by_an_own_metric_and_its_config_in_somebody_elses_hands(
     run = tmp_path / "run"
     words = [*SMALL, *PAGE, f"data.path={table_file}", "data.target=y", "train.max_steps=4", "train.eval_every=1"]
     own = f"train.selection_metric=-{package}:gap"
-    assert main([*words, f"run.dir={run}", own, "report.importance=true"]) == 0, capsys.readouterr().err
+    switches = ["report.importance=true", "report.baselines=[majority,linear]"]
+    assert main([*words, f"run.dir={run}", own, *switches]) == 0, capsys.readouterr().err
+    assert "neg_gap" in capsys.readouterr().out
     metrics = json.loads((run / "metrics.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     values = [line["neg_gap"] for line in lines if line["split"] == "val"]
     assert metrics["selection"]["metric"] == "neg_gap"
     assert metrics["selection"]["value"] == max(values) < 0
     assert metrics["test"]["neg_gap"] < 0 and metrics["importance"]["metric"] == "log_loss"
+    assert all(metrics["baselines"][name]["test"]["neg_gap"] < 0 for name in ("majority", "linear"))
+    assert build_leaderboard(read_run(run))[0][0] == "neg_gap"
     # the config of a run imports nothing by itself; to read it imports nothing either
     del sys.modules[package]
     assert main(["--config", str(run / "config.yaml"), f"run.dir={tmp_path / 'other'}"]) == 2

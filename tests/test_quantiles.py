@@ -96,6 +96,10 @@ def test_what_a_run_leaves_holds_sorted_quantiles_and_their_metrics(run: Path) -
     page = (run / "report.html").read_text()
     assert "pinball loss" in page and "interval coverage" in page
     assert "by MAE" in page  # the rank among models that predict no quantiles
+    inside = float(((frame["q_0.1"] <= frame["target"]) & (frame["target"] <= frame["q_0.9"])).mean())
+    assert f"{inside:.1%}".replace("%", " %") + " of the true values lie in the interval that is to hold 80.0 %" in page
+    below = float((frame["target"] <= frame["q_0.9"]).mean())
+    assert f"0.9: {100 * below:.1f} %" in page
 
 
 def test_predict_bundle_server_and_export_give_the_same_quantiles(
