@@ -178,16 +178,30 @@ def _unpack_snapshot(git: _Git, commit: str, folder: Path, parts: tuple[str, ...
     if archive is None:
         return False
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(folder, filter=_keep_inside)
+        unpack_inside(tar, folder)
     return True
 
 
-def _keep_inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """Leave out links out of the tree: what they point to may change, and is not on every node."""
-    try:
-        return tarfile.data_filter(member, folder)
-    except tarfile.FilterError:
-        return None
+def unpack_inside(tar: tarfile.TarFile, folder: Path) -> None:
+    """Unpack what stays in `folder`, without links out of it: their ends may change, and are not on every node.
+
+    By hand, since tarfile's own filter came with Python 3.11.4, and Debian 12 has 3.11.2.
+    """
+    root = Path(os.path.realpath(folder))
+    for member in tar:
+        place = root / member.name
+        end = place.parent / member.linkname if member.issym() else place
+        if not all(Path(os.path.realpath(path)).is_relative_to(root) for path in (place.parent, end)):
+            continue
+        if member.isdir():
+            place.mkdir(parents=True, exist_ok=True)
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if member.issym():
+            place.symlink_to(member.linkname)
+        elif (content := tar.extractfile(member) if member.isreg() else None) is not None:
+            place.write_bytes(content.read())
+            place.chmod(0o755 if member.mode & 0o100 else 0o644)
 
 
 def _walk(root: Path, parts: tuple[str, ...]) -> Iterator[str]:

@@ -146,7 +146,7 @@ def _merge(base: Any, settings: dict[str, Any]) -> dict[str, Any]:
 def _is_text(section: str, name: str) -> bool:
     """Is the setting a name or names, which `007` and `2024-01-01` are as well?"""
     field = SECTIONS[section].model_fields.get(name) if section in SECTIONS else None
-    return field is not None and field.annotation in (str, str | None, tuple[str, ...])
+    return field is not None and field.annotation in (str, str | None, tuple[str, ...], str | tuple[str, ...])
 
 
 def _read_value(text: str, *, is_text: bool) -> Any:

@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 Task = Literal["binary", "multiclass", "regression"]
@@ -72,8 +71,10 @@ class TargetSpec:
         """Columns of the predictions: `prediction`, or of several targets prediction_NAME."""
         return tuple(f"prediction_{name}" for name in self.columns) or ("prediction",)
 
-    def take(self, columns: "Mapping[str, Any] | pd.DataFrame") -> np.ndarray:
+    def take(self, columns: "Mapping[str, Any] | pd.DataFrame") -> "np.ndarray":
         """The target's values (R,), or those of several (R, T), from columns or a frame."""
+        import numpy as np  # where there are values: the launcher reads settings without it
+
         values = [np.asarray(columns[name]) for name in self.names]
         return np.stack(values, axis=1) if self.columns else values[0]
 
@@ -87,11 +88,11 @@ class TargetSpec:
         """Columns of the quantiles beside the prediction: q_0.1, ..."""
         return tuple(f"q_{level:g}" for level in self.quantiles)
 
-    def take_truth(self, predictions: "Mapping[str, Any] | pd.DataFrame") -> np.ndarray:
+    def take_truth(self, predictions: "Mapping[str, Any] | pd.DataFrame") -> "np.ndarray":
         """The true values (R,) or (R, T) from a table of predictions."""
         return self.take(dict(zip(self.names, (predictions[name] for name in self.truth_names), strict=True)))
 
-    def take_prediction(self, predictions: "Mapping[str, Any] | pd.DataFrame") -> np.ndarray:
+    def take_prediction(self, predictions: "Mapping[str, Any] | pd.DataFrame") -> "np.ndarray":
         """The predictions (R,) or (R, T) from a table of them."""
         return self.take(dict(zip(self.names, (predictions[name] for name in self.prediction_names), strict=True)))
 

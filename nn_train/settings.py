@@ -112,6 +112,8 @@ def _one_as_list(value: Any) -> Any:
 def _one_or_several(value: Any) -> Any:
     """A name, or a list of different names."""
     names: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(name, str | int | float) and not isinstance(name, bool) for name in names):
+        raise ValueError(f"data.target={value} is no name of a column, nor a list of names; put it into quotes")
     if not names or len(set(map(str, names))) < len(names):
         raise ValueError("data.target names no column, or one twice")
     return value

@@ -319,6 +319,7 @@ class Page(HTMLParser):
 def expected_plots(task):
     names = {name for plots in (*COMMON_PLOTS.values(), PLOTS[task]) for name in plots}
     absent = {"target_balance"} if task == "regression" else {"target_histogram", "error_by_top_column"}
+    absent |= {"interval_by_prediction", "quantile_coverage"}
     absent |= {f"partial_dependence_{place}" for place in (4, 5, 6)} | {
         f"attribution_{place}" for place in (3, 4, 5, 6)
     }

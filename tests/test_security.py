@@ -26,7 +26,7 @@ import pytest
 import torch
 
 from launch.__main__ import main as launch_main
-from launch.freeze import _keep_inside
+from launch.freeze import unpack_inside
 from nn_train.config import load_config
 from nn_train.engine import Engine
 from nn_train.errors import ConfigError
@@ -507,11 +507,16 @@ def test_the_copy_of_the_code_stays_inside(tmp_path: Path) -> None:
         add("away", tarfile.SYMTYPE, str(outside))
         add("away/evil.py")
         add("hard", tarfile.LNKTYPE, f"{outside}/precious")
+        add("inner", tarfile.SYMTYPE, "good.py")
+        add("deep/er/root", tarfile.SYMTYPE, "../..")
+        add("deep/er/root/sly", tarfile.SYMTYPE, "../../../evil.py")  # outside only by way of the link before
+        add("deep/er/root/sly")
         add("good.py")
     stream.seek(0)
     (outside / "precious").write_text("precious")
     with tarfile.open(fileobj=stream) as tar:
-        tar.extractall(inside, filter=_keep_inside)
+        unpack_inside(tar, inside)
+    assert (inside / "inner").is_symlink() and not (inside / "away").is_symlink()
     assert (inside / "good.py").read_text() == "evil"
     assert [path.name for path in outside.iterdir()] == ["precious"]
     assert [path.name for path in (tmp_path / "copy").iterdir()] == ["code"]
