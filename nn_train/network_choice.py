@@ -26,8 +26,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ON_CPU: dict[str, dict[str, Any]] = {
     "ft-transformer": {"num_blocks": 2, "width": 64},
-    "tabm": {"width": 128, "num_members": 8},
-    "tabm-mini": {"width": 128, "num_members": 8},
+    "tabm": {"width": 128, "num_members": 16},
+    "tabm-mini": {"width": 128, "num_members": 16},
 }
 OF_EMBEDDING: dict[str, dict[str, Any]] = {
     "none": {},

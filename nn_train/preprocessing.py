@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,8 @@ from nn_train.preprocessor import (
 )
 from nn_train.schema import ColumnSpec, TableSchema, Task
 from nn_train.settings import PreprocessConfig
+
+FEWEST_LEVEL_ROWS, MOST_LEVEL_ROWS = 5, 500  # that a level of a category needs, by the rows of the table
 
 
 def fit_preprocessor(
@@ -195,10 +197,16 @@ def _tree_edges(target: np.ndarray, task: Task) -> Callable[[np.ndarray, int], n
     return edges
 
 
+def level_rows(setting: int | Literal["auto"], num_rows: int) -> int:
+    """preprocess.min_level_rows for so many train rows."""
+    return min(max(num_rows // 500, FEWEST_LEVEL_ROWS), MOST_LEVEL_ROWS) if setting == "auto" else setting
+
+
 def _choose_categories(
     train: pd.DataFrame, features: tuple[ColumnSpec, ...], config: PreprocessConfig, dropped: dict[str, str]
 ) -> tuple[CategoricalInput, ...]:
     chosen = []
+    least = level_rows(config.min_level_rows, len(train))
     for spec in features:
         if spec.kind not in ("categorical", "boolean"):
             continue
@@ -208,13 +216,16 @@ def _choose_categories(
             buckets = config.hash_buckets
             chosen.append(CategoricalInput(column=spec.name, levels=(), had_missing=had_missing, num_buckets=buckets))
             continue
-        frequent = counts[counts >= config.min_level_rows]
+        frequent = counts[counts >= least]
+        if config.min_level_rows == "auto" and not len(frequent):  # many levels, all alike: better than no column
+            frequent = counts[counts >= FEWEST_LEVEL_ROWS]
         levels = sorted(frequent.index, key=lambda level: (-int(frequent[level]), level))[: config.max_levels]
         has_rest = len(levels) < len(counts)
         if len(levels) + had_missing + has_rest >= 2:
             chosen.append(CategoricalInput(column=spec.name, levels=tuple(levels), had_missing=had_missing))
         elif has_rest:
-            dropped[spec.name] = f"no level has {config.min_level_rows} train rows"
+            fewest = FEWEST_LEVEL_ROWS if config.min_level_rows == "auto" else least
+            dropped[spec.name] = f"no level has {fewest} train rows"
         else:
             dropped[spec.name] = "constant in the train rows" if levels else "no value in the train rows"
     return tuple(chosen)

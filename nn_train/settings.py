@@ -317,8 +317,9 @@ class PreprocessConfig(Section):
     """What stands for a missing number, after scaling."""
     indicators: bool = True
     """Add a column that says where a number was missing."""
-    min_level_rows: int = Field(default=5, ge=1)
-    """Levels of a category with fewer train rows share one slot with unseen ones."""
+    min_level_rows: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Levels of a category with fewer train rows share one slot with unseen ones, since a network learns rare ones by
+    heart. `auto`: one of 500 train rows, from 5 to 500; 5 where no level has so many."""
     max_levels: int = Field(default=10_000, ge=2)
     """Most levels of one category; rarer ones share one slot with unseen ones."""
     hash_buckets: int = Field(default=0, ge=0, le=10_000_000)

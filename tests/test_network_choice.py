@@ -23,8 +23,8 @@ def resolve(*, rows: int = 1000, numbers: int = 5, device: str = "cpu", **option
 @pytest.mark.parametrize(
     ("rows", "device", "expected"),
     [
-        (1_000, "cpu", ("tabm", "ple", 128, 8)),
-        (19_999, "cpu", ("tabm", "ple", 128, 8)),
+        (1_000, "cpu", ("tabm", "ple", 128, 16)),
+        (19_999, "cpu", ("tabm", "ple", 128, 16)),
         (20_000, "cpu", ("mlp", "ple", 256, "auto")),
         (1_000, "cuda", ("tabm", "ple", 512, 32)),
         (10_000_000, "cuda", ("tabm", "ple", 512, 32)),
@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_network(tmp_path: Path) -> None:
     Engine(load_config(None, words)).run()
     file = tmp_path / "run" / "model.json"
     kept = json.loads(file.read_text())
-    assert (kept["name"], kept["num_members"]) == ("tabm", 8)
+    assert (kept["name"], kept["num_members"]) == ("tabm", 16)
     # as a GPU would have chosen
     for changed, is_kept in (({"num_members": 32}, True), ({"width": 32}, False)):
         file.write_text(json.dumps(kept | changed))

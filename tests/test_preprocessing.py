@@ -23,7 +23,7 @@ from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardSca
 from nn_train.config import load_config
 from nn_train.errors import DataError
 from nn_train.preparation import prepare_data
-from nn_train.preprocessing import bin_edges, fit_preprocessor
+from nn_train.preprocessing import bin_edges, fit_preprocessor, level_rows
 from nn_train.preprocessor import DATE_PARTS, LARGEST, MISSING, NUM_RESERVED, UNSEEN, WILDEST, Preprocessor
 from nn_train.schema import ColumnSpec, TableSchema, TargetSpec
 from nn_train.settings import DataConfig, PreprocessConfig
@@ -105,7 +105,7 @@ SETTINGS = st.fixed_dictionaries(
         "scaler": st.sampled_from(SCALERS),
         "imputation": st.sampled_from(["mean", "median"]),
         "indicators": st.booleans(),
-        "min_level_rows": st.sampled_from([1, 5]),
+        "min_level_rows": st.sampled_from(["auto", 1, 5]),
         "num_bins": st.sampled_from([2, 8, 48]),
     }
 )
@@ -857,3 +857,9 @@ def test_tree_bins_are_the_authors_and_follow_the_target(task: str) -> None:
         np.testing.assert_allclose(ours, other.numpy(), rtol=1e-6)
     other = fit_preprocessor(frame, data, PreprocessConfig(num_bins=8))
     assert not np.array_equal(other.bins[0], found.bins[0])
+
+
+@pytest.mark.parametrize(("rows", "least"), [(10, 5), (2_999, 5), (3_000, 6), (150_000, 300), (10**7, 500)])
+def test_a_level_needs_more_rows_in_larger_tables(rows: int, least: int) -> None:
+    assert level_rows("auto", rows) == least
+    assert level_rows(1, rows) == 1
