@@ -35,15 +35,18 @@ SMALL = (
 BARE = ("model.embedding=none", "model.num_embedding=auto")  # behind SMALL: numbers as they are
 PAGE = ("report.page=true", "report.dpi=40")  # behind SMALL, where a test looks at the page
 
-# Files of tests that take minutes: they begin first, so that at the end no process waits for another's.
-LONG = ("test_scenarios.py", "test_campaign.py", "test_worlds.py", "test_resume.py", "test_export.py",
-        "test_tracking.py", "test_train_script.py", "test_report.py", "test_architecture.py")  # fmt: skip
+# Beside the jobs on Slurm, which begin first, run tests of one process; those that start many come later, the longest
+# first, and short ones at the end, so that no process of pytest waits for another.
+FIRST = ("test_scenarios.py",)
+LATE = ("test_campaign.py", "test_resume.py", "test_export.py", "test_report.py", "test_tracking.py", "test_worlds.py",
+        "test_train_script.py", "test_sweep.py", "test_ensemble.py")  # fmt: skip
+LAST = ("test_splits.py", "test_table.py", "test_tensors.py", "test_terminal.py", "test_timeline.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; under xdist a file's tests stay together, in this order."""
-    places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+    """Order the files; under xdist a file's tests stay together, and files begin in this order."""
+    places = {name: place for place, name in enumerate((*LATE, *LAST), start=2)} | dict.fromkeys(FIRST, 0)
+    items.sort(key=lambda item: places.get(item.path.name, 1))
 
 
 Start = Callable[..., subprocess.CompletedProcess[str]]
