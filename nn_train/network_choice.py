@@ -14,6 +14,7 @@ BY_ROWS: dict[str, tuple[tuple[float, str], ...]] = {
     "cpu": ((20_000, "tabm"), (float("inf"), "mlp")),
     "gpu": ((float("inf"), "tabm"),),
 }
+MOST_CELLS = 300_000  # train rows x numeric inputs: with more of them members take minutes on a CPU
 SIZES: dict[str, dict[str, Any]] = {
     "linear": {"embedding": "none"},
     "mlp": {"embedding": "ple", "num_blocks": 2, "width": 256, "dropout": 0.1},
@@ -57,6 +58,8 @@ def resolve_model(config: ModelConfig, *, num_rows: int, num_numbers: int, devic
     name = config.name
     if name == "auto":
         name = next(network for most, network in BY_ROWS[device] if num_rows < most)
+        if device == "cpu" and num_rows * num_numbers > MOST_CELLS:
+            name = "mlp"
     without = SIZES[name]["embedding"] if name == "ft-transformer" else "none"  # of a table without numbers
     if not num_numbers and config.embedding not in ("auto", without):
         raise ConfigError(

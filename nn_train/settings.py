@@ -340,7 +340,7 @@ class ModelConfig(Section):
     """`linear` model; `mlp`, a multilayer perceptron; `resnet`, with residual blocks; `ft-transformer`, attention among
     columns; `tabm`, many perceptrons in one that share most weights, and `tabm-mini`, that share nearly all; `realmlp`,
     a perceptron with tuned details; `custom`, your own (model.target). `auto`: tabm; on a CPU mlp from 20,000 train
-    rows on."""
+    rows on, or from 300,000 numbers in them."""
     embedding: Literal["auto", "none", "linear", "ple", "ple-tree", "periodic", "periodic-lite", "pbld"] = "auto"
     """How numbers become vectors: not at all (`none`); `linear`, with ReLU but for ft-transformer; `ple`, piecewise
     linear between quantiles of the column, or `ple-tree`, between splits that a decision tree finds for the target;

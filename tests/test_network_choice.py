@@ -35,6 +35,12 @@ def test_auto_goes_by_rows_and_device(rows: int, device: str, expected: tuple) -
     assert (found.name, found.embedding, found.width, found.num_members) == expected
 
 
+def test_auto_goes_by_columns_too_on_a_cpu() -> None:
+    chosen = [resolve(rows=3_000, numbers=numbers, device=device).name
+              for numbers, device in ((100, "cpu"), (101, "cpu"), (101, "cuda"), (0, "cpu"))]  # fmt: skip
+    assert chosen == ["tabm", "mlp", "tabm", "tabm"]
+
+
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("embedding", ["auto", *EMBEDDING_OPTIONS])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
