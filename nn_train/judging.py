@@ -27,7 +27,7 @@ from nn_train.training import Training
 from nn_train.verdict import find_rival
 
 if TYPE_CHECKING:
-    from nn_train.baselines import BaselineResult
+    from nn_train.baselines import BaselineResult, BaselineRows
 
 NUM_RESAMPLES = 1000  # of the rows on which the network is compared with the best baseline
 
@@ -50,20 +50,11 @@ def judge_baselines(
     if not config.report.baselines:
         return {"baselines": {}, "verdict": None}
     # scikit-learn's models: not before the first step
-    from nn_train.baselines import BaselineData, BaselineRows, choose_baselines, fit_baselines
+    from nn_train.baselines import BaselineData, choose_baselines, fit_baselines
 
     pulse.mark("baselines", pulse.step)
-    fitted = data.preprocessor
-    target = fitted.target
-    parts = {}
-    for split in SPLITS:
-        rows = data.rows(split, device=torch.device("cpu"))
-        y = rows.y.numpy()
-        parts[split] = BaselineRows(
-            x_num=fitted.with_gaps(rows.x_num.numpy(), rows.x_cat.numpy()),
-            x_cat=rows.x_cat.numpy().astype(np.int32),
-            y=fitted.decode_target(y) if target.task == "regression" else y,
-        )
+    fitted, target = data.preprocessor, data.preprocessor.target
+    parts = {split: _baseline_rows(data, split) for split in SPLITS}
     results = fit_baselines(
         BaselineData(**parts, cardinalities=fitted.cardinalities),
         task=target.task,
@@ -96,6 +87,19 @@ def judge_baselines(
             seed=config.run.seed,
         ),
     }
+
+
+def _baseline_rows(data: PreparedData, split: Split) -> "BaselineRows":
+    """A split as baselines take it: gaps where numbers are missing, the target in its own unit."""
+    from nn_train.baselines import BaselineRows  # scikit-learn: not before the first step
+
+    rows, fitted = data.rows(split, device=torch.device("cpu")), data.preprocessor
+    y = rows.y.numpy()
+    return BaselineRows(
+        x_num=fitted.with_gaps(rows.x_num.numpy(), rows.x_cat.numpy()),
+        x_cat=rows.x_cat.numpy().astype(np.int32),
+        y=fitted.decode_target(y) if fitted.target.task == "regression" else y,
+    )
 
 
 def judge_targets(
