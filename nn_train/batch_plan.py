@@ -1,5 +1,10 @@
 """Which rows a step sees: a pure function of (seed, step), the same on any number of processes.
 
+A full order shuffles all rows of an epoch. An order in blocks is for tables that are read from the disk: the rows are
+cut into canonical shards, of which each gives its part of every batch, so that a process needs to read its own shards
+alone; in a shard, blocks of neighbouring rows come in a shuffled order, and the rows of a window of some of them are
+shuffled once more.
+
 Conventions: `step` counts finished optimizer steps, so the first batch is that of step 0. Row
 numbers are positions among the train rows.
 """
@@ -8,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 from typing import Literal
 
 import numpy as np
@@ -70,6 +76,116 @@ class BatchPlan:
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.global_batch_size
         return epoch_order(self.seed, epoch, self.num_rows)[start : start + self.global_batch_size]
+
+
+BLOCKS_IN_WINDOW = 8
+MOST_SHARDS = 64  # that `auto` takes: a process for each of them would still read its own rows alone
+FULL_ORDER_BYTES = 1 << 30  # packed train rows up to here are shuffled as a whole where train.shuffle is auto
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockPlan(BatchPlan):
+    """An order in blocks.
+
+    A shard gives each batch `global_batch_size / num_shards` rows; what is left over, and less than that of each, makes
+    the last batch of an epoch.
+    """
+
+    num_shards: int
+    window_rows: int
+
+    @property
+    def rows_per_shard(self) -> int:
+        """Rows that a shard gives to a batch."""
+        return self.global_batch_size // self.num_shards
+
+    @property
+    def steps_per_window(self) -> int:
+        """Batches that are made of the same windows."""
+        return max(1, self.window_rows // self.global_batch_size)
+
+    @property
+    def block_rows(self) -> int:
+        """Neighbouring rows that stay together until they are in a window."""
+        return max(1, self.steps_per_window * self.rows_per_shard // BLOCKS_IN_WINDOW)
+
+    def rows(self, step: int) -> np.ndarray:
+        """The rows of the global batch of `step`, (B,) int64, those of a shard after those of the one before it."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        window, place = divmod(position, self.steps_per_window)
+        start = place * self.rows_per_shard
+        parts = self.window(epoch, window)
+        return np.concatenate([part[start : start + self.rows_per_shard] for part in parts])
+
+    def window(self, epoch: int, window: int) -> tuple[np.ndarray, ...]:
+        """What each shard gives to the batches of a window of steps, (rows,) int64 in the order in which it is used."""
+        return _window(self, epoch, window)
+
+
+@functools.lru_cache(maxsize=2)
+def _window(plan: BlockPlan, epoch: int, window: int) -> tuple[np.ndarray, ...]:
+    length = plan.steps_per_window * plan.rows_per_shard
+    parts = []
+    for shard, (first, last) in enumerate(cut(plan.num_rows, plan.num_shards)):
+        blocks, ends = _block_order(plan.seed, epoch, shard, last - first, plan.block_rows)
+        start, stop = window * length, min((window + 1) * length, last - first)
+        low, high = np.searchsorted(ends, [start, stop - 1], side="right") if start < stop else (0, -1)
+        places = [
+            np.arange(size) + block * plan.block_rows
+            for block, size in zip(
+                blocks[low : high + 1], np.diff(ends[low : high + 1], prepend=ends[low - 1] if low else 0), strict=True
+            )
+        ]
+        before = int(ends[low - 1]) if low else 0
+        rows = np.concatenate([np.zeros(0, np.int64), *places])[start - before : stop - before] + first
+        rng = np.random.Generator(np.random.Philox(key=derive_seed(plan.seed, epoch, shard, window)))
+        parts.append(rng.permutation(rows))
+    return tuple(parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _block_order(seed: int, epoch: int, shard: int, num_rows: int, block_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The blocks of a shard in the order of an epoch, and how many of its rows are used up at the end of each."""
+    num_blocks = -(-num_rows // block_rows)
+    blocks = np.random.Generator(np.random.Philox(key=derive_seed(seed, epoch, shard))).permutation(num_blocks)
+    sizes = np.full(num_blocks, block_rows)
+    sizes[blocks == num_blocks - 1] -= num_blocks * block_rows - num_rows
+    return blocks, np.cumsum(sizes)
+
+
+def plan_batches(
+    *,
+    num_rows: int,
+    num_bytes: int,
+    global_batch_size: int,
+    seed: int,
+    shuffle: Literal["auto", "full", "blocks"],
+    num_shards: int | Literal["auto"],
+    window_rows: int,
+) -> BatchPlan:
+    """The order of the train rows; `num_bytes` is their size as they are packed.
+
+    Nothing of the machine counts, so that a run may go on elsewhere.
+
+    Raises:
+        ConfigError: the shards do not divide the batch.
+    """
+    if shuffle == "full" or (shuffle == "auto" and num_bytes <= FULL_ORDER_BYTES):
+        return BatchPlan(num_rows=num_rows, global_batch_size=global_batch_size, seed=seed)
+    if num_shards == "auto":
+        num_shards = math.gcd(global_batch_size, MOST_SHARDS)
+    if global_batch_size % num_shards:
+        raise ConfigError(
+            f"train.num_canonical_shards={num_shards} does not divide the {global_batch_size} rows of a global batch",
+            fix="train.num_canonical_shards=auto, or a train.global_batch_size that it divides",
+        )
+    return BlockPlan(
+        num_rows=num_rows,
+        global_batch_size=global_batch_size,
+        seed=seed,
+        num_shards=num_shards,
+        window_rows=window_rows,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,8 @@
 Imported where there is work to do alone: a start that finds its rows packed pays for none of these libraries.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow as pa
 from nn_train.doubts import find_doubts
 from nn_train.errors import DataError, short
 from nn_train.inference import infer_schema
-from nn_train.packed import ROWS_FILE, TEST_FILE, TRUTH_FILE
+from nn_train.packed import features_file, save_rows, truth_file
 from nn_train.preprocessing import fit_preprocessor
 from nn_train.preprocessor import FARTHEST, Encoded, Preprocessor
 from nn_train.pulse import pulse
@@ -29,18 +28,8 @@ from nn_train.table import name_row, read_table
 from nn_train.table_files import input_paths, reason
 from nn_train.values import plain, read_dates, typed_frame
 
-BATCH_ROWS = 16_384
 
-
-class RowEncoder(Protocol):
-    """Turns raw Arrow rows into x_num (B, N), x_cat (B, C) and y, (B,) or of several targets (B, T)."""
-
-    def __call__(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Encode one batch."""
-        ...
-
-
-def build_rows(config: Config, folder: Path, *, content: str, key: str) -> None:
+def build_rows(config: Config, folder: Path, *, content: str) -> None:
     """Fill `folder` with the packed rows of the run's tables and with all that was found out on the way.
 
     Raises:
@@ -56,24 +45,22 @@ def build_rows(config: Config, folder: Path, *, content: str, key: str) -> None:
     pulse.beat()
     splits = _split(config, table, frame, schema, sizes=[len(part) for part in tables])
     weigh = row_weigher(config.data)
+    weight = None
     if weigh is not None:
-        train = table.with_format("arrow").select_columns([config.data.weight or ""])[:].take(pa.array(splits.train))
-        refuse_all_zero(weigh(train), config.data, rows="every train row")
+        weight = weigh(table.with_format("arrow").select_columns([config.data.weight or ""])[:])
+        refuse_all_zero(weight[splits.train], config.data, rows="every train row")
     pulse.beat()
     preprocessor = fit_preprocessor(
         frame.iloc[splits.train], schema, config.preprocess, has_tree_bins=config.has_tree_bins, where=config.data.path
     )
-
-    def encode(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        pulse.beat()
-        encoded = preprocessor.transform(typed_frame(rows, schema, config.data))
-        assert encoded.y is not None
-        return encoded.x_num, encoded.x_cat, encoded.y
-
+    pulse.beat()
     encoded = preprocessor.transform(frame)
     _refuse_far_target(encoded, schema.target.take(frame), config.data)
-    pulse.beat()
-    pack_rows(table, encode, folder, fingerprint=key, weigh=weigh)
+    columns = {"x_num": encoded.x_num, "x_cat": encoded.x_cat, "y": encoded.y, "weight": weight}
+    for split in SPLITS:
+        rows = getattr(splits, split)
+        pulse.beat()
+        save_rows(folder, split, {name: values[rows] for name, values in columns.items() if values is not None})
     pulse.beat()
     write_json(folder / "schema.json", schema.to_json())
     found = describe(frame, encoded, splits, schema, preprocessor)
@@ -89,9 +76,10 @@ def build_rows(config: Config, folder: Path, *, content: str, key: str) -> None:
     truth.insert(0, "row", np.arange(len(frame)))
     for column, name in zip(schema.target.truth_names, schema.target.names, strict=True):
         truth[column] = frame[name].to_numpy()
-    write_file(folder / TRUTH_FILE, truth.to_parquet(None, index=False))
+    for split in SPLITS:
+        write_file(truth_file(folder, split), truth.iloc[getattr(splits, split)].to_parquet(None, index=False))
     features = frame[[column.name for column in schema.features]]
-    write_file(folder / TEST_FILE, features.iloc[splits.test].to_parquet(None, index=False))
+    write_file(features_file(folder, "test"), features.iloc[splits.test].to_parquet(None, index=False))
 
 
 def _infer(config: Config, table: datasets.Dataset, *, parts: list[datasets.Dataset]) -> TableSchema:
@@ -251,51 +239,3 @@ def _drift(encoded: Encoded, splits: Splits, preprocessor: Preprocessor) -> dict
             ]
             drift.setdefault(category.column, {})[split] = float(abs(shares[0] - shares[1]).sum() / 2)
     return drift
-
-
-def pack_rows(
-    table: datasets.Dataset,
-    encode: RowEncoder,
-    folder: Path,
-    *,
-    fingerprint: str,
-    weigh: Callable[[pa.Table], np.ndarray] | None = None,
-) -> None:
-    """Encode every row of `table` through `datasets` and write the packed rows, with weights if any, into `folder`."""
-    first = encode(table.with_format("arrow")[:1])
-    # Arrow has no lists of no values: a table without numeric, or categorical, inputs has no such column
-    lists = {
-        name: datasets.Sequence(datasets.Value(kind), length=array.shape[1])
-        for name, kind, array in (("x_num", "float32", first[0]), ("x_cat", "int32", first[1]))
-        if array.shape[1]
-    }
-    numbers = {"y": datasets.Value(str(first[2].dtype))}
-    if first[2].ndim == 2:
-        numbers["y"] = datasets.Sequence(numbers["y"], length=first[2].shape[1])
-    if weigh is not None:
-        numbers["weight"] = datasets.Value("float32")
-    features = datasets.Features(lists | numbers)
-
-    def encode_batch(rows: pa.Table) -> pa.Table:
-        x_num, x_cat, y = encode(rows)
-        arrays = {"x_num": x_num, "x_cat": x_cat}
-        columns = {name: _fixed_lists(arrays[name]) for name in lists}
-        columns["y"] = _fixed_lists(y) if y.ndim == 2 else pa.array(y)
-        if weigh is not None:
-            columns["weight"] = pa.array(weigh(rows))
-        return pa.table(columns, schema=features.arrow_schema)
-
-    table.with_format("arrow").map(
-        encode_batch,
-        batched=True,
-        batch_size=BATCH_ROWS,
-        remove_columns=table.column_names,
-        features=features,
-        new_fingerprint=fingerprint,
-        cache_file_name=str(folder / ROWS_FILE),
-        writer_batch_size=BATCH_ROWS,
-    )
-
-
-def _fixed_lists(array: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nn_train.importance import Places, Predict, input_places, take_evenly
-from nn_train.packed import Batch, ResidentRows
+from nn_train.packed import Batch, PackedRows
 from nn_train.preprocessor import MISSING, NUM_RESERVED, UNSEEN, Preprocessor
 from nn_train.schema import TargetSpec
 
@@ -34,7 +34,7 @@ class Donor:
 
 
 def partial_dependence(
-    rows: ResidentRows, preprocessor: Preprocessor, predict: Predict, *, columns: list[str]
+    rows: PackedRows, preprocessor: Preprocessor, predict: Predict, *, columns: list[str]
 ) -> dict[str, Any]:
     """Mean and spread of the predictions at each value of these columns; one process, no collectives.
 

@@ -346,7 +346,7 @@ class Engine:
         with self._failure_noted():
             pulse.mark("judge", self.training.state.step)
             self.training.load_best()
-            judged: list[Split] = [split for split in JUDGED if len(getattr(self.data.splits, split))]
+            judged: list[Split] = [split for split in JUDGED if self.data.num_rows(split)]
             arrays: Predictions = {split: self._predict(split) for split in judged}  # every rank: collective
             fitted = self.data.preprocessor
             logits, y = arrays["val"]
@@ -383,7 +383,7 @@ class Engine:
 
     def _predict(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Logits (R, D) and targets (R,) of a split; a collective."""
-        rows = self.data.rows(split, device=self.runtime.device)
+        rows = self.data.rows(split, device=self.runtime.device, placement=self.config.data.placement)
         return self.training.logits(rows).cpu().numpy(), rows.y.cpu().numpy()
 
     def _explain(self, decision: Decision, test: tuple[np.ndarray, np.ndarray] | None) -> None:

@@ -13,7 +13,7 @@ from nn_train.costs import read_costs
 from nn_train.curves import bend, fit_curves
 from nn_train.decision import Decision
 from nn_train.metrics import compute_metrics, quantile_metrics
-from nn_train.packed import ResidentRows
+from nn_train.packed import PackedRows
 from nn_train.preprocessor import Preprocessor
 from nn_train.pulse import pulse
 from nn_train.run_folder import write_file
@@ -32,7 +32,7 @@ def deal_blocks(num_rows: int, block_rows: int, num_processes: int) -> list[list
 
 @torch.no_grad()
 def predict_logits(
-    network: nn.Module, rows: ResidentRows, *, num_outputs: int, runtime: Runtime, block_rows: int
+    network: nn.Module, rows: PackedRows, *, num_outputs: int, runtime: Runtime, block_rows: int
 ) -> Tensor:
     """Logits of all rows in their order, (R, D) float32 on every process; a collective.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from nn_train.attributions import attribute, can_attribute
 from nn_train.decision import Decision
@@ -16,7 +17,6 @@ from nn_train.dependence import NUM_COLUMNS, partial_dependence
 from nn_train.errors import short
 from nn_train.judging import batch_predictor
 from nn_train.metrics import NUM_WORST_ROWS, worst_first
-from nn_train.packed import load_rows
 from nn_train.pulse import pulse
 from nn_train.training import Training
 
@@ -61,7 +61,7 @@ def _dependence(training: Training, decision: Decision, columns: list[str]) -> d
 
 def _row_numbers(training: Training, positions: np.ndarray) -> list[int]:
     """Places in the input table of test rows, as predictions.parquet names them."""
-    return training.data.splits.test[positions].tolist()
+    return training.data.truth("test")["row"].to_numpy()[positions].tolist()
 
 
 def _raw_values(training: Training, positions: np.ndarray, columns: list[str]) -> dict[str, Any]:
@@ -81,8 +81,8 @@ def _attributions(training: Training, decision: Decision, positions: np.ndarray)
         return None
     data = training.data
     pulse.mark("judge", pulse.step)
-    rows = load_rows(data.folder, data.splits.test[positions], device=training.runtime.device)
-    batch = rows.slice(0, len(rows))
+    rows = data.rows("test", device=training.runtime.device, placement=training.config.data.placement)
+    batch = rows.take(torch.from_numpy(positions))
     found = attribute(training.network, batch, data.preprocessor, decision)
     names = list(found["columns"])
     parts_BC = np.array([found["columns"][name] for name in names]).T

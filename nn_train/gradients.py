@@ -20,21 +20,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nn_train.batch_plan import BatchPlan, Share, cut, derive_seed
+from nn_train.batches import Batches, deal_batches
 from nn_train.objective import Objective
-from nn_train.packed import ResidentRows
+from nn_train.packed import Batch, PackedRows
 from nn_train.pulse import pulse
 from nn_train.runtime import Runtime
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchLoss:
-    """The loss of rows by their positions.
+    """The loss of rows.
 
-    `sum` is that of the rows' losses, for positions that are never none; `weight` is what the sum over a global batch
-    is divided by.
+    `sum` is that of the rows' losses, of one row at least; `weight` is what the sum over a global batch is divided by,
+    by the positions of its rows.
     """
 
-    sum: Callable[[Tensor], Tensor]
+    sum: Callable[[Batch], Tensor]
     weight: Callable[[np.ndarray], float]
 
 
@@ -57,7 +58,7 @@ def build_gradients(
     runtime: Runtime,
     model: nn.Module,
     *,
-    rows: ResidentRows,
+    rows: PackedRows,
     plan: BatchPlan,
     objective: Objective,
     share: Share,
@@ -65,38 +66,54 @@ def build_gradients(
 ) -> Gradients:
     """Exact gradients where `canonical_slices` is given, else fast ones."""
 
-    def sum_loss(positions: Tensor) -> Tensor:
-        batch = rows.take(positions)
+    def sum_loss(batch: Batch) -> Tensor:
         logits = model(batch.x_num, batch.x_cat)
         if batch.weight is None:
             return objective.loss_sum(logits, batch.y)
         return objective.weighted_sum(logits, batch.y, batch.weight)
 
     loss = BatchLoss(sum=sum_loss, weight=batch_weight(rows))
+    batches = deal_batches(rows, plan, rank=runtime.rank, num_processes=runtime.num_processes)
     if canonical_slices is None:
-        return FastGradients(runtime, model, loss=loss, plan=plan, share=share)
-    return ExactGradients(runtime, model, loss=loss, plan=plan, num_slices=canonical_slices)
+        any_row = rows.take(torch.zeros(1, dtype=torch.int64))
+        return FastGradients(runtime, model, loss=loss, plan=plan, batches=batches, share=share, any_row=any_row)
+    return ExactGradients(runtime, model, loss=loss, plan=plan, batches=batches, num_slices=canonical_slices)
 
 
-def batch_weight(rows: ResidentRows) -> Callable[[np.ndarray], float]:
+def batch_weight(rows: PackedRows) -> Callable[[np.ndarray], float]:
     """How much a global batch weighs: its rows, or the sum of their weights; 1 where that is zero, as the loss is then.
 
     Summed on the host in double precision, so that no step waits for the device and all processes have the same bits.
     """
     if rows.weight is None:
         return len
-    weight = rows.weight.cpu().numpy().astype(np.float64)
-    return lambda positions: float(weight[positions].sum()) or 1.0
+    weight = rows.weight.cpu().numpy()
+    return lambda positions: float(weight[positions].astype(np.float64).sum()) or 1.0
 
 
 class FastGradients:
-    """Micro-batches accumulated locally, one all-reduce by DDP in the last backward."""
+    """Micro-batches accumulated locally, one all-reduce by DDP in the last backward.
 
-    def __init__(self, runtime: Runtime, model: nn.Module, *, loss: BatchLoss, plan: BatchPlan, share: Share):
+    `any_row` is what a process without rows puts into its forward, where it weighs nothing.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        model: nn.Module,
+        *,
+        loss: BatchLoss,
+        plan: BatchPlan,
+        batches: Batches,
+        share: Share,
+        any_row: Batch,
+    ):
         self.runtime = runtime
         self.model = model
         self.loss = loss
         self.plan = plan
+        self.batches = batches
+        self.any_row = any_row
         self.num_micro_steps = share.num_micro_steps
         if runtime.num_processes > 1:
             self._settle_buckets()
@@ -109,8 +126,7 @@ class FastGradients:
         goes on would sum in another order than the same step of a run that was not interrupted.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        first_row = torch.zeros(1, dtype=torch.int64, device=self.runtime.device)
-        self.runtime.accelerator.backward(0.0 * self.loss.sum(first_row))
+        self.runtime.accelerator.backward(0.0 * self.loss.sum(self.any_row))
         self.model.zero_grad(set_to_none=True)
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -118,10 +134,8 @@ class FastGradients:
     def compute(self, step: int, *, is_broken: bool = False) -> Tensor:
         """Every process takes as many micro-steps as any other, the empty ones included."""
         runtime = self.runtime
-        rows = self.plan.rows(step)
-        weight = self.loss.weight(rows)
-        start, stop = cut(len(rows), runtime.num_processes)[runtime.rank]
-        mine = torch.from_numpy(rows[start:stop]).to(runtime.device, non_blocking=True)
+        weight = self.loss.weight(self.plan.rows(step))
+        mine = self.batches.mine(step)
         total = torch.zeros((), device=runtime.device)
         for index, (low, high) in enumerate(cut(len(mine), self.num_micro_steps)):
             runtime.seed_step(derive_seed(self.plan.seed, step, runtime.rank, index))
@@ -129,7 +143,7 @@ class FastGradients:
             # DDP decides in the forward whether the backward will reduce: both belong inside no_sync
             with nullcontext() if is_last else runtime.accelerator.no_sync(self.model):
                 # a process without rows still takes part in the all-reduce: one row that weighs nothing
-                loss = self.loss.sum(mine[low:high]) if high > low else 0.0 * self.loss.sum(mine.new_zeros(1))
+                loss = self.loss.sum(mine.part(low, high)) if high > low else 0.0 * self.loss.sum(self.any_row)
                 loss = loss / weight if not is_broken else loss * torch.nan
                 with pulse if is_last else nullcontext():
                     runtime.accelerator.backward(loss * runtime.num_processes)  # DDP takes the mean over processes
@@ -147,11 +161,21 @@ class ExactGradients:
     The last element of a flat buffer carries the loss, so that it is summed in the same order.
     """
 
-    def __init__(self, runtime: Runtime, model: nn.Module, *, loss: BatchLoss, plan: BatchPlan, num_slices: int):
+    def __init__(
+        self,
+        runtime: Runtime,
+        model: nn.Module,
+        *,
+        loss: BatchLoss,
+        plan: BatchPlan,
+        batches: Batches,
+        num_slices: int,
+    ):
         self.runtime = runtime
         self.model = model
         self.loss = loss
         self.plan = plan
+        self.batches = batches
         self.num_slices = num_slices
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.size = sum(p.numel() for p in self.parameters) + 1
@@ -164,12 +188,13 @@ class ExactGradients:
         weight = self.loss.weight(rows)
         per_process = self.num_slices // self.runtime.num_processes
         first = self.runtime.rank * per_process
-        positions = torch.from_numpy(rows).to(self.runtime.device, non_blocking=True)
+        mine = self.batches.mine(step)
         bounds = cut(len(rows), self.num_slices)
+        before = bounds[first][0]  # the rows of the processes in front of this one
         partial: list[tuple[int, Tensor]] = []  # (slices summed, their sum), as in a binary counter
         for index in range(first, first + per_process):
             start, stop = bounds[index]
-            buffer = self._slice_gradient(step, index, positions[start:stop], weight=weight)
+            buffer = self._slice_gradient(step, index, mine.part(start - before, stop - before), weight=weight)
             count = 1
             while partial and partial[-1][0] == count:
                 _, left = partial.pop()
@@ -183,14 +208,14 @@ class ExactGradients:
         self.free.append(total)
         return total[-1].clone()
 
-    def _slice_gradient(self, step: int, index: int, positions: Tensor, *, weight: float) -> Tensor:
+    def _slice_gradient(self, step: int, index: int, batch: Batch, *, weight: float) -> Tensor:
         buffer = self._buffer()
         buffer.zero_()
-        if len(positions):
+        if len(batch):
             self._point_gradients_at(buffer)
             self.runtime.seed_step(derive_seed(self.plan.seed, step, index))
             with self.runtime.accelerator.no_sync(self.model):
-                loss = self.loss.sum(positions) / weight
+                loss = self.loss.sum(batch) / weight
                 self.runtime.accelerator.backward(loss)
             buffer[-1] = loss.detach()
         return buffer

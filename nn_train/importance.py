@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nn_train.metrics import LOWER_IS_BETTER, metric_value
-from nn_train.packed import Batch, ResidentRows
+from nn_train.packed import Batch, PackedRows
 from nn_train.preprocessor import Preprocessor
 
 NUM_REPEATS = 5
@@ -43,7 +43,7 @@ class Importance:
 
 
 def permutation_importance(
-    rows: ResidentRows, preprocessor: Preprocessor, predict: Predict, *, metric: str, seed: int
+    rows: PackedRows, preprocessor: Preprocessor, predict: Predict, *, metric: str, seed: int
 ) -> Importance:
     """Measure every column on rows that training did not see; one process, no collectives. Source: Breiman 2001."""
     columns = input_places(preprocessor)
@@ -75,10 +75,10 @@ def permutation_importance(
     )
 
 
-def take_evenly(rows: ResidentRows, most: int) -> Batch:
+def take_evenly(rows: PackedRows, most: int) -> Batch:
     """At most so many rows, spread over all: in a split by time, the first ones would be the oldest."""
     positions = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(np.int64))
-    return rows.take(torch.from_numpy(positions).to(rows.y.device))
+    return rows.take(torch.from_numpy(positions))
 
 
 def input_places(preprocessor: Preprocessor) -> dict[str, Places]:

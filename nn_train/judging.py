@@ -93,7 +93,7 @@ def _baseline_rows(data: PreparedData, split: Split) -> "BaselineRows":
     """A split as baselines take it: gaps where numbers are missing, the target in its own unit."""
     from nn_train.baselines import BaselineRows  # scikit-learn: not before the first step
 
-    rows, fitted = data.rows(split, device=torch.device("cpu")), data.preprocessor
+    rows, fitted = data.rows(split), data.preprocessor
     y = rows.y.numpy()
     return BaselineRows(
         x_num=fitted.with_gaps(rows.x_num.numpy(), rows.x_cat.numpy()),

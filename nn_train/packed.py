@@ -1,34 +1,36 @@
-"""Packed rows: the columns as a few arrays in an Arrow file, and resident tensors to index.
+"""Packed rows: a few arrays for each split, in files that are mapped into memory, or on the device.
 
 Preprocessing runs once per (data, settings, code); its outcome is a folder of the cache that
 appears whole or not at all. Processes wait for the one that does the work on a file lock, never
-inside a collective, so no process-group time-out is ever involved.
+inside a collective, so no process-group time-out is ever involved. The processes of a node map the
+same files, so that they hold one copy of a table between them.
 """
 
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from filelock import AcquireReturnProxy, BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
+from nn_train.errors import DataError
+from nn_train.placement import Placement
 from nn_train.pulse import pulse
+from nn_train.schema import Split
 
 DONE_FILE = "complete"
-ROWS_FILE = "rows.arrow"
-TRUTH_FILE = "truth.parquet"
-TEST_FILE = "test_features.parquet"  # of the test rows alone: what the report shows of the worst of them
+COLUMNS = ("x_num", "x_cat", "y", "weight")
+CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows on the device: x_num (B, N) float32, x_cat (B, C) int64, y (B,), weight (B,) float32 if rows have one.
+    """Rows: x_num (B, N) float32, x_cat (B, C) int64, y (B,), weight (B,) float32 if rows have one.
 
     Several targets are y (B, T).
     """
@@ -38,36 +40,63 @@ class Batch:
     y: Tensor
     weight: Tensor | None = None
 
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same of every column."""
+        return _each(self, change)
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """Some of the rows, in memory of their own: kernels look at how an address is aligned, and sum by it."""
+        if stop - start == len(self):
+            return self
+        return self.each(lambda column: column[start:stop].clone())
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResidentRows:
-    """The rows of a split on the device, indexed by position."""
+class PackedRows:
+    """The rows of a split, taken by position; batches of them are on `device`.
+
+    The columns lie on the device, with int64 codes, or are mapped from the files, with int32 codes. `placement` says
+    which, and whether the mapped files are expected to stay in memory.
+    """
 
     x_num: Tensor
     x_cat: Tensor
     y: Tensor
     weight: Tensor | None = None
+    device: torch.device = CPU
+    placement: Placement = "device"
 
     def __len__(self) -> int:
         return len(self.y)
 
+    def gather(self, positions: Tensor) -> Batch:
+        """Rows by position, (B,) int64 on any device, where the columns lie and with codes as they are there."""
+        positions = positions.to(self.y.device, non_blocking=True)
+        return _each(self, lambda column: column.index_select(0, positions))
+
     def take(self, positions: Tensor) -> Batch:
-        """Gather rows by position, (B,) int64 on the device."""
-        return Batch(
-            x_num=self.x_num.index_select(0, positions),
-            x_cat=self.x_cat.index_select(0, positions),
-            y=self.y.index_select(0, positions),
-            weight=None if self.weight is None else self.weight.index_select(0, positions),
-        )
+        """Rows by position, on the device."""
+        return on_device(self.gather(positions), self.device)
 
     def slice(self, start: int, stop: int) -> Batch:
-        """Neighbouring rows, without a copy."""
-        return Batch(
-            x_num=self.x_num[start:stop],
-            x_cat=self.x_cat[start:stop],
-            y=self.y[start:stop],
-            weight=None if self.weight is None else self.weight[start:stop],
-        )
+        """Neighbouring rows, on the device: without a copy where they lie there."""
+        return on_device(_each(self, lambda column: column[start:stop]), self.device)
+
+
+def _each(rows: Batch | PackedRows, change: Callable[[Tensor], Tensor]) -> Batch:
+    weight = None if rows.weight is None else change(rows.weight)
+    return Batch(x_num=change(rows.x_num), x_cat=change(rows.x_cat), y=change(rows.y), weight=weight)
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device, with int64 codes; to a GPU by a copy that the host does not wait for."""
+    if batch.y.device != device:
+        is_cuda = device.type == "cuda"
+        batch = batch.each(lambda column: (column.pin_memory() if is_cuda else column).to(device, non_blocking=is_cuda))
+    return dataclasses.replace(batch, x_cat=batch.x_cat.long())
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
@@ -104,26 +133,65 @@ def _acquire(lock: BaseFileLock) -> AcquireReturnProxy:
             return lock.acquire(timeout=1.0)
 
 
-def load_rows(folder: Path, positions: np.ndarray, *, device: torch.device) -> ResidentRows:
-    """Read the packed rows at `positions` (in that order) onto the device."""
-    with pa.memory_map(str(folder / ROWS_FILE)) as source:  # as `datasets` opens it, without its import
-        table = pa.ipc.open_stream(source).read_all()
+def rows_file(folder: Path, split: Split, column: str) -> Path:
+    """Where a column of a split's packed rows lies: an array as NumPy writes it, a row after the other."""
+    return folder / f"{split}.{column}.npy"
 
-    # by DLPack, since Arrow's own `to_numpy` imports pandas
-    def lists(name: str, dtype: type) -> np.ndarray:
-        if name not in table.column_names:
-            return np.zeros((len(positions), 0), dtype)
-        array = table.column(name).combine_chunks()
-        return np.from_dlpack(array.flatten()).reshape(len(array), -1)[positions]
 
-    def numbers(name: str) -> Tensor:
-        if pa.types.is_fixed_size_list(table.field(name).type):
-            return torch.from_numpy(lists(name, np.float32)).to(device)
-        return torch.from_numpy(np.from_dlpack(table.column(name).combine_chunks())[positions]).to(device)
+def truth_file(folder: Path, split: Split) -> Path:
+    """Row numbers, id columns and target of a split's rows."""
+    return folder / f"{split}.truth.parquet"
 
-    return ResidentRows(
-        x_num=torch.from_numpy(lists("x_num", np.float32)).to(device),
-        x_cat=torch.from_numpy(lists("x_cat", np.int32)).to(device, torch.int64),
-        y=numbers("y"),
-        weight=numbers("weight") if "weight" in table.column_names else None,
+
+def features_file(folder: Path, split: Split) -> Path:
+    """The features of a split's rows as the table holds them: what the report shows of the worst."""
+    return folder / f"{split}.features.parquet"
+
+
+def save_rows(folder: Path, split: Split, columns: Mapping[str, np.ndarray]) -> None:
+    """Write the packed rows of a split: x_num (R, N) float32, x_cat (R, C) int32, y and, if there are any, weights."""
+    for name, values in columns.items():
+        np.save(rows_file(folder, split, name), values, allow_pickle=False)
+
+
+def packed_bytes(folder: Path, split: Split) -> int:
+    """Size of a split's packed rows in their files."""
+    files = (rows_file(folder, split, name) for name in COLUMNS)
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def load_rows(folder: Path, split: Split, *, device: torch.device = CPU, placement: Placement = "device") -> PackedRows:
+    """The packed rows of a split, in the order of the table.
+
+    Raises:
+        DataError: the files are not as they were written.
+    """
+    is_mapped = placement != "device"
+
+    def read(column: str) -> Tensor:
+        tensor = torch.from_numpy(_open(rows_file(folder, split, column), is_mapped=is_mapped))
+        return tensor if is_mapped else tensor.to(device)
+
+    x_cat = read("x_cat")
+    return PackedRows(
+        x_num=read("x_num"),
+        x_cat=x_cat if is_mapped else x_cat.long(),
+        y=read("y"),
+        weight=read("weight") if rows_file(folder, split, "weight").exists() else None,
+        device=device,
+        placement=placement,
     )
+
+
+def _open(file: Path, *, is_mapped: bool) -> np.ndarray:
+    try:
+        if not is_mapped:
+            return np.load(file, allow_pickle=False)
+        values = np.load(file, mmap_mode="c", allow_pickle=False)  # as if it could be written: torch insists on that
+        return values if values.size else np.array(values)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"the packed rows are damaged: {error}",
+            where=str(file),
+            fix=f"remove the folder {file.parent}, and they are packed again",
+        ) from None

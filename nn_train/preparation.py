@@ -5,18 +5,18 @@ import hashlib
 import importlib.metadata
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from nn_train.packed import TEST_FILE, TRUTH_FILE, ResidentRows, build_once, load_rows
+from nn_train.packed import CPU, PackedRows, build_once, features_file, load_rows, packed_bytes, truth_file
+from nn_train.placement import Placement, choose_placement
 from nn_train.preprocessor import Preprocessor
 from nn_train.pulse import pulse
 from nn_train.run_folder import read_json
 from nn_train.schema import Split, TableSchema
 from nn_train.settings import Config
-from nn_train.splits import Splits, load_splits
 from nn_train.table_files import cache_dir, find_files, fingerprint, input_paths
 
 if TYPE_CHECKING:
@@ -35,26 +35,41 @@ class PreparedData:
 
     folder: Path
     schema: TableSchema
-    splits: Splits
     preprocessor: Preprocessor
     info: dict[str, Any]
     was_cached: bool
 
-    def rows(self, split: Split, *, device: torch.device) -> ResidentRows:
-        """The packed rows of a split, on the device."""
-        return load_rows(self.folder, getattr(self.splits, split), device=device)
+    def num_rows(self, split: Split) -> int:
+        """Rows of a split."""
+        return self.info["rows"][split]
+
+    def packed_bytes(self, split: Split) -> int:
+        """Size of a split's packed rows."""
+        return packed_bytes(self.folder, split)
+
+    def rows(
+        self, split: Split, *, device: torch.device = CPU, placement: Literal["auto"] | Placement = "auto"
+    ) -> PackedRows:
+        """The packed rows of a split; batches of them are on the device."""
+        chosen = choose_placement(
+            placement,
+            num_bytes=self.packed_bytes(split),
+            device_type=device.type,
+            free_on_device=lambda: torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0,
+        )
+        return load_rows(self.folder, split, device=device, placement=chosen)
 
     def truth(self, split: Split) -> "pd.DataFrame":
         """Row number in the table, id columns and target of a split's rows."""
         import pandas as pd  # for the judgement alone: not before the first step
 
-        return pd.read_parquet(self.folder / TRUTH_FILE).iloc[getattr(self.splits, split)]
+        return pd.read_parquet(truth_file(self.folder, split))
 
     def test_features(self, columns: list[str], positions: np.ndarray) -> "pd.DataFrame":
         """Columns of some test rows as the table holds them, by kind: numbers, text or dates."""
         import pyarrow.parquet as pq  # for the judgement alone: not before the first step
 
-        return pq.read_table(self.folder / TEST_FILE, columns=columns).take(positions).to_pandas()
+        return pq.read_table(features_file(self.folder, "test"), columns=columns).take(positions).to_pandas()
 
     def files(self) -> list[tuple[str, bytes]]:
         """What the run folder keeps of the preparation."""
@@ -79,7 +94,7 @@ def prepare_data(config: Config) -> PreparedData:
     def build(target: Path) -> None:
         from nn_train.building import build_rows  # what it needs takes a second to import, and most starts find rows
 
-        build_rows(config, target, content=content, key=key)
+        build_rows(config, target, content=content)
         pulse.mark("pack")
 
     built = build_once(folder, build)
@@ -91,7 +106,6 @@ def prepare_data(config: Config) -> PreparedData:
     return PreparedData(
         folder=folder,
         schema=schema,
-        splits=load_splits(folder / "splits.npz"),
         preprocessor=fitted,
         info=read_json(folder / "data.json"),
         was_cached=not built,
@@ -100,7 +114,7 @@ def prepare_data(config: Config) -> PreparedData:
 
 def _cache_key(config: Config, content: str) -> str:
     settings = {
-        "data": config.data.model_dump(mode="json", exclude={"path", "cache_dir"}),
+        "data": config.data.model_dump(mode="json", exclude={"path", "cache_dir", "placement"}),
         "split": config.split.model_dump(mode="json", exclude={"val_path", "test_path"}),
         "preprocess": config.preprocess.model_dump(mode="json"),
         "has_tree_bins": config.has_tree_bins,

@@ -242,6 +242,10 @@ class DataConfig(Section):
     """Use only the first rows of the table; default: all."""
     cache_dir: str | None = None
     """Folder for packed rows; default: $XDG_CACHE_HOME/nn_train or ~/.cache/nn_train."""
+    placement: Literal["auto", "device", "memory", "disk"] = "auto"
+    """Where packed rows are while the run reads them: on the accelerator (of a CPU, a copy for each process), in
+    `memory`, one copy for the processes of a machine, or on the `disk`. `auto`: the first of these with room for them.
+    It changes no number of a run."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -319,7 +323,7 @@ class PreprocessConfig(Section):
     """Add a column that says where a number was missing."""
     min_level_rows: Auto | Annotated[int, Field(ge=1)] = "auto"
     """Levels of a category with fewer train rows share one slot with unseen ones, since a network learns rare ones by
-    heart. `auto`: one of 500 train rows, from 5 to 500; 5 where no level has so many."""
+    heart. `auto`: one of 500 train rows, from 5 to 500; half of it, and so on, where no level has so many."""
     max_levels: int = Field(default=10_000, ge=2)
     """Most levels of one category; rarer ones share one slot with unseen ones."""
     hash_buckets: int = Field(default=0, ge=0, le=10_000_000)
@@ -355,7 +359,7 @@ class ModelConfig(Section):
     dropout: Auto | Share = "auto"
     """Share of hidden units that is silenced in a training step. `auto`: 0.1; 0.15 for resnet and realmlp."""
     num_members: Auto | Annotated[int, Field(ge=1, le=1024)] = "auto"
-    """Perceptrons in one (tabm, tabm-mini). `auto`: 32; on a CPU 8."""
+    """Perceptrons in one (tabm, tabm-mini). `auto`: 32; on a CPU 16."""
     num_heads: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
     """Heads of an attention (ft-transformer); they divide the width. `auto`: the most of 8, 4, 2 and 1 that do."""
     hidden_factor: Auto | Annotated[float, Field(gt=0, le=64)] = "auto"
@@ -480,6 +484,15 @@ class TrainConfig(Section):
     from 108,000 on."""
     micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Most rows of one forward and backward on one process; the rest is accumulated. `auto`: its whole share."""
+    shuffle: Literal["auto", "full", "blocks"] = "auto"
+    """Order of the train rows: a `full` shuffle of every epoch, or of `blocks` and in windows of them, which a table on
+    the disk is read in fast. `auto`: full where the packed train rows have up to 1 GiB, else blocks."""
+    num_canonical_shards: Auto | Annotated[int, Field(ge=1, le=65_536)] = "auto"
+    """Parts of the train rows that give a share of each batch (shuffle blocks). A number of processes that divides them
+    reads its own ones alone; they divide the global batch. `auto`: the largest power of two up to 64 that does."""
+    shuffle_window: int = Field(default=262_144, ge=1)
+    """Rows over all shards that are shuffled among each other at a time (shuffle blocks); a process holds its share of
+    two windows in memory."""
     max_epochs: int = Field(default=200, ge=1)
     """Passes over the train rows."""
     max_steps: OptionalCount = Field(default=None, ge=1)

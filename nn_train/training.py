@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nn_train.averaging import build_average
-from nn_train.batch_plan import BatchPlan, Share, batch_size, share_batch, slice_rows
+from nn_train.batch_plan import Share, batch_size, plan_batches, share_batch, slice_rows
 from nn_train.checkpoint import Checkpoint, cpu_copy, decode_checkpoint, read_newest
 from nn_train.decision import Decision
 from nn_train.errors import ConfigError, RunFolderError, TrainingError
@@ -29,7 +29,7 @@ from nn_train.network_choice import resolve_model
 from nn_train.objective import Objective, weigh_classes
 from nn_train.optim import build_optimizer, lr_at_step
 from nn_train.own_metrics import load_metric
-from nn_train.packed import ResidentRows
+from nn_train.packed import PackedRows
 from nn_train.preparation import PreparedData
 from nn_train.runtime import Runtime, seed_everything
 from nn_train.saving import Saver, Tell
@@ -47,7 +47,7 @@ def resolve_config(config: Config, data: PreparedData, *, device_type: str) -> C
     """
     model = resolve_model(
         config.model,
-        num_rows=len(data.splits.train),
+        num_rows=data.num_rows("train"),
         num_numbers=len(data.preprocessor.numeric),
         device_type=device_type,
     )
@@ -123,12 +123,16 @@ class Training:
         )
         own_metric = load_metric(config.train.selection_metric)
         self.own_metrics = {} if own_metric is None else {self.metric: own_metric}  # the user's
-        self.rows = self._weighed(data.rows("train", device=runtime.device))
-        self.val_rows = data.rows("val", device=runtime.device)
-        self.plan = BatchPlan(
+        self.rows = self._weighed(data.rows("train", device=runtime.device, placement=config.data.placement))
+        self.val_rows = data.rows("val", device=runtime.device, placement=config.data.placement)
+        self.plan = plan_batches(
             num_rows=len(self.rows),
+            num_bytes=data.packed_bytes("train"),
             global_batch_size=batch_size(config.train.global_batch_size, len(self.rows)),
             seed=config.run.seed,
+            shuffle=config.train.shuffle,
+            num_shards=config.train.num_canonical_shards,
+            window_rows=config.train.shuffle_window,
         )
         self.share = self._share()
         self.network = build_network(config, data)
@@ -147,7 +151,7 @@ class Training:
         """Weights that are trained."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
-    def _weighed(self, rows: ResidentRows) -> ResidentRows:
+    def _weighed(self, rows: PackedRows) -> PackedRows:
         """The train rows with the weight of their class times their own; as they are where neither is asked for."""
         classes = self.data.preprocessor.target.classes
         if not classes:
@@ -267,7 +271,8 @@ class Training:
         started_s = time.monotonic()
         with self.average.judged():
             logits = self.logits(self.val_rows)
-        loss = float(self.objective.plain.loss_sum(logits, self.val_rows.y)) / len(self.val_rows)
+        y = self.val_rows.y.to(logits.device)
+        loss = float(self.objective.plain.loss_sum(logits, y)) / len(self.val_rows)
         if not math.isfinite(loss):  # every rank: all hold all logits
             raise TrainingError(
                 f"the validation loss after step {state.step} is not finite: the weights are broken",
@@ -312,7 +317,7 @@ class Training:
         prediction = decision.predict(logits, fitted)
         return {name: measure(truth, prediction) for name, measure in self.own_metrics.items()}
 
-    def logits(self, rows: ResidentRows) -> Tensor:
+    def logits(self, rows: PackedRows) -> Tensor:
         """Logits of all rows under the current weights, (R, D); a collective."""
         return predict_logits(
             self.network,

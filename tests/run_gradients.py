@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nn_train.config import load_config
 from nn_train.gradients import build_gradients
-from nn_train.packed import ResidentRows
+from nn_train.packed import PackedRows
 from nn_train.preparation import prepare_data
 from nn_train.runtime import leave_world, start_runtime
 from nn_train.schema import TASKS
@@ -26,7 +26,7 @@ MICRO = ("auto", "1", "3", "5")
 SILENT_STEP = 2  # the step whose rows weigh nothing, where rows have weights
 
 
-def in_float64(rows: ResidentRows) -> ResidentRows:
+def in_float64(rows: PackedRows) -> PackedRows:
     """The rows with all that is a float in double precision."""
     floats = {
         field.name: value.double()
@@ -36,7 +36,7 @@ def in_float64(rows: ResidentRows) -> ResidentRows:
     return dataclasses.replace(rows, **floats)
 
 
-def big_batch(training: Training, network: nn.Module, rows: ResidentRows, step: int) -> tuple[Tensor, Tensor]:
+def big_batch(training: Training, network: nn.Module, rows: PackedRows, step: int) -> tuple[Tensor, Tensor]:
     """Gradient and loss of the whole global batch in one forward, by plain PyTorch."""
     network.zero_grad(set_to_none=True)
     batch = rows.take(torch.from_numpy(training.plan.rows(step)))
@@ -47,7 +47,7 @@ def big_batch(training: Training, network: nn.Module, rows: ResidentRows, step: 
     return flat(network), loss.detach()
 
 
-def silence(training: Training, rows: ResidentRows) -> ResidentRows:
+def silence(training: Training, rows: PackedRows) -> PackedRows:
     """The rows, of which those of one step weigh nothing, if rows have weights."""
     if rows.weight is None:
         return rows

@@ -8,13 +8,26 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nn_train.batch_plan import BatchPlan, Share, batch_size, cut, derive_seed, epoch_order, share_batch, slice_rows
+from nn_train import batch_plan
+from nn_train.batch_plan import (
+    BatchPlan,
+    BlockPlan,
+    Share,
+    batch_size,
+    cut,
+    derive_seed,
+    epoch_order,
+    plan_batches,
+    share_batch,
+    slice_rows,
+)
 from nn_train.errors import ConfigError
 from nn_train.evaluation import deal_blocks
 from nn_train.loop import count_steps
@@ -24,7 +37,30 @@ from nn_train.settings import Config, DataConfig, OptimConfig, TrainConfig
 counts = st.integers(1, 300)
 seeds = st.integers(0, 2**32 - 1)
 batches = st.one_of(st.integers(1, 12), counts)
-plans = st.builds(BatchPlan, num_rows=counts, global_batch_size=batches, seed=seeds)
+
+
+@st.composite
+def block_plans(draw: st.DrawFn) -> BlockPlan:
+    """An order in blocks, with windows of one batch and of all, and shards without a row."""
+    num_shards = draw(st.integers(1, 9))
+    return BlockPlan(
+        num_rows=draw(counts),
+        global_batch_size=num_shards * draw(st.integers(1, 12)),
+        seed=draw(seeds),
+        num_shards=num_shards,
+        window_rows=draw(st.integers(1, 400)),
+    )
+
+
+plans = st.one_of(st.builds(BatchPlan, num_rows=counts, global_batch_size=batches, seed=seeds), block_plans())
+GOLDEN_BLOCKS = [[0, 10, 8, 13, 20, 12], [4, 5, 6, 17, 15, 18], [9, 7, 2, 16, 14, 21], [1, 3, 19, 22, 11]]
+
+
+def clear_orders() -> None:
+    for cached in (epoch_order, batch_plan._window, batch_plan._block_order):
+        cached.cache_clear()
+
+
 LIGHT = settings(max_examples=300, deadline=None, database=None)
 GOLDEN_ROWS = [[4, 6, 7, 2], [9, 1, 5, 3], [8, 0]]
 GOLDEN_SEED = 4529435921577843265
@@ -36,6 +72,55 @@ def test_an_epoch_holds_every_row_exactly_once(num_rows: int, batch: int, seed: 
     steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
     rows = np.concatenate([plan.rows(step) for step in steps])
     assert sorted(rows) == list(range(num_rows))
+
+
+@given(plan=block_plans(), epoch=st.integers(0, 3))
+def test_an_epoch_in_blocks_holds_every_row_exactly_once(plan: BlockPlan, epoch: int) -> None:
+    steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+    batches = [plan.rows(step) for step in steps]
+    assert sorted(np.concatenate(batches)) == list(range(plan.num_rows))
+    assert all(len(rows) == plan.global_batch_size for rows in batches[:-1])
+
+
+@given(plan=block_plans(), step=st.integers(0, 99))
+def test_a_shard_gives_each_whole_batch_its_share(plan: BlockPlan, step: int) -> None:
+    rows = plan.rows(step)
+    if len(rows) == plan.global_batch_size:
+        shards = cut(plan.num_rows, plan.num_shards)
+        for (first, last), part in zip(shards, rows.reshape(plan.num_shards, -1), strict=True):
+            assert ((first <= part) & (part < last)).all()
+
+
+def test_blocks_come_in_another_order_every_epoch_and_are_mixed() -> None:
+    plan = BlockPlan(num_rows=64_000, global_batch_size=256, seed=1, num_shards=16, window_rows=8192)
+    epochs = [np.concatenate([plan.rows(step) for step in range(k * 250, k * 250 + 250)]) for k in (0, 1)]
+    assert not np.array_equal(*epochs)
+    # the rows that follow one another in a shard's part of a batch are no neighbours in the table
+    part = plan.rows(3)[:16]
+    assert plan.block_rows == 64 and len(set(part // plan.block_rows)) > 4
+    assert (np.diff(part) != 1).all()
+
+
+def test_the_order_in_blocks_is_the_same_today_as_when_a_checkpoint_was_written() -> None:
+    plan = BlockPlan(num_rows=23, global_batch_size=6, seed=0, num_shards=2, window_rows=12)
+    assert [plan.rows(step).tolist() for step in range(4)] == GOLDEN_BLOCKS
+
+
+def test_the_order_is_chosen_by_the_size_of_the_table_and_by_nothing_of_the_machine() -> None:
+    def choose(num_bytes: int, **changes: Any) -> BatchPlan:
+        options = {"shuffle": "auto", "num_shards": "auto", "window_rows": 1024, "global_batch_size": 96}
+        return plan_batches(num_rows=1000, num_bytes=num_bytes, seed=0, **options | changes)
+
+    assert type(choose(1 << 30)) is BatchPlan and type(choose(1 << 40, shuffle="full")) is BatchPlan
+    for plan in (choose(1 + (1 << 30)), choose(1, shuffle="blocks")):
+        assert isinstance(plan, BlockPlan) and plan.num_shards == 32
+    assert choose(1, shuffle="blocks", num_shards=3) == dataclasses.replace(plan, num_shards=3)
+    assert choose(1, shuffle="blocks", global_batch_size=1024) == dataclasses.replace(
+        plan, num_shards=64, global_batch_size=1024
+    )
+    with pytest.raises(ConfigError, match="num_canonical_shards=7 does not divide the 96 rows") as caught:
+        choose(1, shuffle="blocks", num_shards=7)
+    assert "train.num_canonical_shards=auto" in caught.value.fix
 
 
 @given(num_rows=st.integers(0, 500), parts=st.integers(1, 20))
@@ -110,8 +195,8 @@ def micro_batches(plan: BatchPlan, step: int, share: Share) -> Iterator[list[np.
 @st.composite
 def shared_plans(draw: st.DrawFn) -> tuple[BatchPlan, list[Share]]:
     """A plan, and its global batch shared in every way that 1 to 8 processes can."""
-    batch = draw(batches)
-    plan = BatchPlan(num_rows=draw(counts), global_batch_size=batch, seed=draw(seeds))
+    plan = draw(plans)
+    batch = plan.global_batch_size
     micro = draw(st.one_of(st.none(), st.integers(1, batch)))
     return plan, [share_batch(batch, processes, micro_batch_size=micro) for processes in range(1, min(batch, 8) + 1)]
 
@@ -155,7 +240,7 @@ def test_a_plan_that_goes_on_at_any_step_gives_the_rest_of_the_order(
 ) -> None:
     steps = list(range(stop, stop + num_steps))
     want = {step: plan.rows(step).tolist() for step in range(max(stop - 5, 0), stop + num_steps)}
-    epoch_order.cache_clear()
+    clear_orders()
     again = dataclasses.replace(plan)
     assert [again.rows(step).tolist() for step in steps] == [want[step] for step in steps]
     order.shuffle(steps)  # whatever was asked before

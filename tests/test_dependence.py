@@ -12,7 +12,7 @@ from nn_train.decision import Decision
 from nn_train.dependence import MOST_CLASSES, MOST_LEVELS, MOST_ROWS, NUM_POINTS, partial_dependence
 from nn_train.importance import Predict, take_evenly
 from nn_train.models import build_model
-from nn_train.packed import Batch, ResidentRows
+from nn_train.packed import Batch, PackedRows
 from nn_train.preprocessor import Encoded, Preprocessor
 from nn_train.schema import Task
 from tests.test_models import small_config
@@ -22,9 +22,9 @@ NUM_ROWS = 700
 DECISION = Decision(temperature=1.4, threshold=0.5)
 
 
-def as_rows(encoded: Encoded) -> ResidentRows:
+def as_rows(encoded: Encoded) -> PackedRows:
     assert encoded.y is not None
-    return ResidentRows(
+    return PackedRows(
         x_num=torch.from_numpy(encoded.x_num),
         x_cat=torch.from_numpy(encoded.x_cat.astype(np.int64)),
         y=torch.from_numpy(encoded.y),
@@ -130,6 +130,6 @@ def test_of_many_classes_the_most_frequent_are_followed() -> None:
 
 
 def test_rows_are_taken_from_the_whole_split() -> None:
-    rows = ResidentRows(x_num=torch.zeros(1000, 0), x_cat=torch.zeros(1000, 0), y=torch.arange(1000))
+    rows = PackedRows(x_num=torch.zeros(1000, 0), x_cat=torch.zeros(1000, 0), y=torch.arange(1000))
     assert take_evenly(rows, 4).y.tolist() == [0, 333, 666, 999]
     assert take_evenly(rows, 5000).y.tolist() == list(range(1000))

@@ -33,6 +33,7 @@ from nn_train.preparation import PreparedData, prepare_data
 from nn_train.run_folder import holds_run
 from nn_train.schema import SPLITS
 from nn_train.settings import Config, DataConfig
+from nn_train.splits import load_splits
 from nn_train.table_files import cache_dir, find_files
 from nn_train.values import column_word, shell_word
 from tests.conftest import SMALL, Start
@@ -451,7 +452,8 @@ def check_left(config: Config, *, prepared: bool | None) -> None:
 
 def check_data(data: PreparedData, config: Config) -> None:
     """What was prepared can be trained on, and is found again."""
-    positions = np.concatenate([getattr(data.splits, split) for split in SPLITS])
+    splits = load_splits(data.folder / "splits.npz")
+    positions = np.concatenate([getattr(splits, split) for split in SPLITS])
     assert len(np.unique(positions)) == len(positions) == data.schema.num_rows
     for split in SPLITS:
         rows = data.rows(split, device=torch.device("cpu"))

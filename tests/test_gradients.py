@@ -69,6 +69,26 @@ CASES: dict[str, tuple[Task, tuple[str, ...]]] = {
             "data.drop=[size, age, day]",
         ),
     ),
+    "blocks on the disk": (
+        "binary",
+        (
+            WEIGHT,
+            "data.placement=disk",
+            "train.shuffle=blocks",
+            "train.num_canonical_shards=17",
+            "train.shuffle_window=40",
+        ),
+    ),
+    "blocks on the disk, all classes": (
+        "multiclass",
+        (
+            WEIGHT,
+            "data.placement=disk",
+            "train.shuffle=blocks",
+            "train.shuffle_window=20",
+            "train.global_batch_size=16",
+        ),
+    ),
     "huber": ("regression", (WEIGHT, "train.loss=huber", "train.huber_delta=0.5")),
 }
 

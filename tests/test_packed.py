@@ -9,19 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
 
 from nn_train import building
-from nn_train.building import BATCH_ROWS, pack_rows
 from nn_train.config import load_config
 from nn_train.errors import DataError
-from nn_train.packed import DONE_FILE, ResidentRows, build_once, load_rows
+from nn_train.packed import DONE_FILE, Batch, PackedRows, build_once, load_rows, rows_file, save_rows
+from nn_train.placement import Placement, available_memory, choose_placement
 from nn_train.preparation import PreparedData, prepare_data
+from nn_train.splits import load_splits
 from tests.conftest import ROOT, make_table
 
 CPU = torch.device("cpu")
@@ -156,92 +155,141 @@ def arrays(num_rows: int, num_numeric: int, num_categorical: int, kind: type) ->
     return x_num, x_cat, rng.integers(-1, 9, size=num_rows).astype(kind)
 
 
-def pack(folder: Path, encoded: tuple[np.ndarray, ...], weights: np.ndarray | None = None) -> list[int]:
-    """Pack arrays by the number of the row; the sizes of the batches."""
-    sizes = []
-
-    def encode(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        sizes.append(len(rows))
-        places = rows.column("row").to_numpy()
-        return encoded[0][places], encoded[1][places], encoded[2][places]
-
-    table = datasets.Dataset(pa.table({"row": np.arange(len(encoded[2])), "other": ["x"] * len(encoded[2])}))
+def pack(folder: Path, encoded: tuple[np.ndarray, ...], weights: np.ndarray | None = None) -> None:
     folder.mkdir()
-    weigh = None if weights is None else lambda rows: weights[rows.column("row").to_numpy()]
-    pack_rows(table, encode, folder, fingerprint="0123456789abcdef", weigh=weigh)
-    return sizes
+    columns = dict(zip(("x_num", "x_cat", "y"), encoded, strict=True)) | (
+        {} if weights is None else {"weight": weights}
+    )
+    save_rows(folder, "val", columns)
 
 
-def assert_equal(rows: ResidentRows, encoded: tuple[np.ndarray, ...], positions: np.ndarray) -> None:
+PLACEMENTS = ("device", "memory", "disk")
+
+
+def assert_equal(rows: PackedRows | Batch, encoded: tuple[np.ndarray, ...], positions: np.ndarray) -> None:
     assert len(rows) == len(positions)
-    assert (rows.x_num.dtype, rows.x_cat.dtype) == (torch.float32, torch.int64)
+    codes = torch.int32 if isinstance(rows, PackedRows) and rows.placement != "device" else torch.int64
+    assert (rows.x_num.dtype, rows.x_cat.dtype) == (torch.float32, codes)
     for got, want in zip((rows.x_num, rows.x_cat, rows.y), encoded, strict=True):
         assert got.is_contiguous() and got.shape == want[positions].shape
         np.testing.assert_array_equal(got.numpy(), want[positions])
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("kind", [np.int64, np.float32])
 @pytest.mark.parametrize(("num_numeric", "num_categorical"), [(3, 2), (0, 2), (3, 0), (1, 1), (0, 0)])
 def test_rows_come_back_as_they_were_in_any_order(
-    num_numeric: int, num_categorical: int, kind: type, tmp_path: Path
+    num_numeric: int, num_categorical: int, kind: type, placement: Placement, tmp_path: Path
 ) -> None:
     encoded = arrays(100, num_numeric, num_categorical, kind)
     pack(tmp_path / "key", encoded)
+    rows = load_rows(tmp_path / "key", "val", placement=placement)
+    assert_equal(rows, encoded, np.arange(100))
     rng = np.random.default_rng(1)
     for positions in (np.arange(100), rng.permutation(100), np.array([7, 7, 99, 0]), np.array([], dtype=np.int64)):
-        rows = load_rows(tmp_path / "key", positions, device=CPU)
-        assert rows.y.dtype == torch.from_numpy(encoded[2]).dtype
-        assert_equal(rows, encoded, positions)
+        taken = rows.take(torch.from_numpy(positions))
+        assert taken.y.dtype == torch.from_numpy(encoded[2]).dtype
+        assert_equal(taken, encoded, positions)
+    assert_equal(rows.slice(10, 15), encoded, np.arange(10, 15))
+    assert_equal(rows.slice(98, 110), encoded, np.arange(98, 100))
 
 
-def test_many_batches_and_a_short_last_one(tmp_path: Path) -> None:
-    encoded = arrays(2 * BATCH_ROWS + 5, 2, 1, np.int64)
-    sizes = pack(tmp_path / "key", encoded)
-    assert sizes[-3:] == [BATCH_ROWS, BATCH_ROWS, 5]
-    positions = np.random.default_rng(0).permutation(len(encoded[2]))
-    assert_equal(load_rows(tmp_path / "key", positions, device=CPU), encoded, positions)
-
-
-def test_a_single_row(tmp_path: Path) -> None:
-    encoded = arrays(1, 2, 2, np.float32)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_a_single_row_and_none(num_rows: int, placement: Placement, tmp_path: Path) -> None:
+    encoded = arrays(num_rows, 2, 2, np.float32)
     pack(tmp_path / "key", encoded)
-    assert_equal(load_rows(tmp_path / "key", np.array([0]), device=CPU), encoded, np.array([0]))
+    assert_equal(load_rows(tmp_path / "key", "val", placement=placement), encoded, np.arange(num_rows))
 
 
-def test_odd_numbers_keep_their_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_odd_numbers_keep_their_bits(placement: Placement, tmp_path: Path) -> None:
     x_num = np.array([[np.nan, -0.0], [np.inf, 1e-45]], dtype=np.float32)
     encoded = (x_num, np.zeros((2, 0), dtype=np.int32), np.array([np.nan, 1], dtype=np.float32))
     pack(tmp_path / "key", encoded)
-    rows = load_rows(tmp_path / "key", np.array([0, 1]), device=CPU)
+    rows = load_rows(tmp_path / "key", "val", placement=placement)
     assert rows.x_num.numpy().tobytes() == x_num.tobytes()
     assert rows.y.numpy().tobytes() == encoded[2].tobytes()
 
 
-def test_taking_and_slicing_resident_rows(tmp_path: Path) -> None:
-    encoded = arrays(50, 3, 2, np.int64)
-    pack(tmp_path / "key", encoded)
-    rows = load_rows(tmp_path / "key", np.arange(50), device=CPU)
-    places = torch.tensor([4, 4, 49, 0])
-    taken, part = rows.take(places), rows.slice(10, 15)
-    for name, want in zip(("x_num", "x_cat", "y"), encoded, strict=True):
-        np.testing.assert_array_equal(getattr(taken, name).numpy(), want[places.numpy()])
-        np.testing.assert_array_equal(getattr(part, name).numpy(), want[10:15])
-    assert part.x_num.data_ptr() == rows.x_num[10:].data_ptr()  # no copy
-    assert len(rows.slice(48, 60).y) == 2
-    assert (rows.weight, taken.weight, part.weight) == (None, None, None)
+def test_slices_of_resident_rows_are_no_copies(tmp_path: Path) -> None:
+    pack(tmp_path / "key", arrays(50, 3, 2, np.int64))
+    rows = load_rows(tmp_path / "key", "val")
+    part = rows.slice(10, 15)
+    assert part.x_num.data_ptr() == rows.x_num[10:].data_ptr()
+    assert (rows.weight, part.weight, rows.take(torch.tensor([1])).weight) == (None, None, None)
 
 
-def test_weights_are_packed_where_there_are_any(tmp_path: Path) -> None:
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_weights_are_packed_where_there_are_any(placement: Placement, tmp_path: Path) -> None:
     encoded = arrays(50, 3, 2, np.int64)
     weights = np.random.default_rng(2).random(50).astype(np.float32)
     pack(tmp_path / "key", encoded, weights)
+    rows = load_rows(tmp_path / "key", "val", placement=placement)
     places = np.array([4, 4, 49, 0])
-    rows = load_rows(tmp_path / "key", places, device=CPU)
-    assert_equal(rows, encoded, places)
-    assert rows.weight is not None and rows.weight.tolist() == weights[places].tolist()
-    taken, part = rows.take(torch.tensor([3, 1])).weight, rows.slice(1, 3).weight
-    assert taken is not None and taken.tolist() == weights[[0, 4]].tolist()
-    assert part is not None and part.tolist() == weights[[4, 49]].tolist()
+    assert rows.weight is not None and rows.weight.tolist() == weights.tolist()
+    taken, part = rows.take(torch.from_numpy(places)).weight, rows.slice(1, 3).weight
+    assert taken is not None and taken.tolist() == weights[places].tolist()
+    assert part is not None and part.tolist() == weights[1:3].tolist()
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("damage", ["cut", "header", "objects", "gone"])
+def test_damaged_files_are_refused_with_the_mend(damage: str, placement: Placement, tmp_path: Path) -> None:
+    pack(tmp_path / "key", arrays(50, 3, 2, np.int64))
+    file = rows_file(tmp_path / "key", "val", "x_num")
+    if damage == "cut":
+        os.truncate(file, file.stat().st_size - 7)
+    elif damage == "header":
+        file.write_bytes(b"\0" * 500)
+    elif damage == "objects":
+        np.save(file, np.array([{}]), allow_pickle=True)
+    else:
+        file.unlink()
+    with pytest.raises(DataError) as caught:
+        load_rows(tmp_path / "key", "val", placement=placement)
+    assert caught.value.where == str(file) and str(file.parent) in caught.value.fix
+
+
+def test_a_part_has_memory_of_its_own(tmp_path: Path) -> None:
+    pack(tmp_path / "key", arrays(50, 3, 2, np.int64))
+    batch = load_rows(tmp_path / "key", "val").take(torch.arange(50))
+    part = batch.part(3, 5)
+    assert part.x_num.equal(batch.x_num[3:5]) and part.x_num.data_ptr() % 64 == 0
+    assert batch.part(0, 50) is batch
+    assert len(batch.part(5, 5)) == 0
+
+
+# --- where rows are kept ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "num_bytes", "device_type", "expected"),
+    [
+        ("auto", 1 << 20, "cpu", "device"),
+        ("auto", 100 << 20, "cpu", "memory"),
+        ("auto", 7 << 30, "cpu", "disk"),
+        ("auto", 1 << 30, "cuda", "device"),
+        ("auto", 3 << 30, "cuda", "memory"),
+        ("auto", 7 << 30, "cuda", "disk"),
+        ("memory", 7 << 30, "cpu", "memory"),
+        ("disk", 1, "cuda", "disk"),
+        ("device", 7 << 30, "cuda", "device"),
+    ],
+)
+def test_placement_is_the_first_with_room(setting: Any, num_bytes: int, device_type: str, expected: Placement) -> None:
+    found = choose_placement(
+        setting,
+        num_bytes=num_bytes,
+        device_type=device_type,
+        free_on_device=lambda: 4 << 30,
+        free_in_memory=lambda: 8 << 30,
+    )
+    assert found == expected
+
+
+def test_available_memory_is_no_more_than_the_machine_has() -> None:
+    assert 0 < available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 # --- through prepare_data ---------------------------------------------------------------------------------------------
@@ -277,7 +325,7 @@ def test_packed_rows_equal_the_transformed_table(task: str, drop: str, tmp_path:
     if drop == "colour,member,size":
         assert encoded[1].shape[1] == 0
     for split in ("train", "val", "test"):
-        positions = getattr(prepared.splits, split)
+        positions = getattr(load_splits(prepared.folder / "splits.npz"), split)
         assert_equal(prepared.rows(split, device=CPU), encoded, positions)
         truth = prepared.truth(split)
         assert truth["row"].tolist() == positions.tolist()
@@ -292,7 +340,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         raise AssertionError("the table was prepared again")
 
     def forbid() -> None:
-        for name in ("read_table", "infer_schema", "typed_frame", "fit_preprocessor", "pack_rows"):
+        for name in ("read_table", "infer_schema", "typed_frame", "fit_preprocessor", "save_rows"):
             monkeypatch.setattr(building, name, refuse)
 
     return forbid

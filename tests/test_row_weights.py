@@ -17,6 +17,7 @@ from nn_train.engine import Engine
 from nn_train.errors import ConfigError, DataError
 from nn_train.preparation import PreparedData, prepare_data
 from nn_train.schema import TASKS, Task
+from nn_train.splits import load_splits
 from tests.conftest import BARE, SMALL, make_table
 
 CPU = torch.device("cpu")
@@ -181,7 +182,7 @@ def test_the_column_is_no_feature_and_is_packed_beside_the_target(tmp_path: Path
     for split in ("train", "val", "test"):
         rows, plain = as_weight.rows(split, device=CPU), without.rows(split, device=CPU)
         assert rows.weight is not None and plain.weight is None
-        assert rows.weight.tolist() == WEIGHTS[getattr(as_weight.splits, split)].astype(np.float32).tolist()
+        assert rows.weight.tolist() == WEIGHTS[as_weight.truth(split)["row"]].astype(np.float32).tolist()
         assert rows.x_num.equal(plain.x_num) and rows.x_cat.equal(plain.x_cat) and rows.y.equal(plain.y)
         batch = rows.take(torch.tensor([3, 0]))
         assert batch.weight is not None and batch.weight.tolist() == rows.weight[[3, 0]].tolist()
@@ -249,7 +250,7 @@ def test_the_first_loss_is_the_weighted_mean_and_the_validation_loss_the_plain_o
     words = ("data.weight=w", "train.class_weights=balanced", "train.label_smoothing=0.2", "train.max_steps=1",
              "train.global_batch_size=1000", "model.dropout=0")  # fmt: skip
     training = train(path, tmp_path / "run", *words).training
-    rows, splits = training.rows, training.data.splits
+    rows, splits = training.rows, load_splits(training.data.folder / "splits.npz")
     y = rows.y.numpy()
     counts = np.bincount(y)
     expected = WEIGHTS[splits.train] * (len(y) / (2 * counts))[y]

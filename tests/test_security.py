@@ -272,7 +272,10 @@ def pickles(marker: Path) -> dict[str, bytes]:
 
 def write_objects(file: Path, marker: Path) -> None:
     objects = np.array([Payload(marker)], dtype=object)
-    np.savez(file, train=objects, val=objects, test=objects)
+    if file.suffix == ".npy":
+        np.save(file, objects, allow_pickle=True)
+    else:
+        np.savez(file, train=objects, val=objects, test=objects)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -297,12 +300,19 @@ def test_what_is_healthy_goes_on(healthy: Path, run: Path, tmp_path: Path) -> No
 
 
 def test_packed_rows_that_are_pickles_are_refused(healthy: Path, tmp_path: Path, marker: Path) -> None:
-    names = ("preprocessor.safetensors", "preprocessor.json", "schema.json", "data.json", "splits.npz", "rows.arrow")
+    names = (
+        "preprocessor.safetensors",
+        "preprocessor.json",
+        "schema.json",
+        "data.json",
+        "train.x_num.npy",
+        "val.y.npy",
+    )
     for name in (*names, "objects"):
         cache = Path(shutil.copytree(healthy.parent / "cache", tmp_path / name))
         [packed] = [path.parent for path in cache.rglob("complete")]
         if name == "objects":
-            write_objects(packed / "splits.npz", marker)
+            write_objects(packed / "train.x_cat.npy", marker)
         else:
             (packed / name).write_bytes(pickles(marker)["pickle"])
         assert go_on(healthy, tmp_path / f"run-{name}", f"data.cache_dir={cache}") != 0, name

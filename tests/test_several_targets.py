@@ -24,6 +24,7 @@ from nn_train.preparation import prepare_data
 from nn_train.resampling import Rows, bootstrap, row_losses
 from nn_train.schema import TargetSpec
 from nn_train.serve_rows import write_answer
+from nn_train.splits import load_splits
 from tests.conftest import PAGE, SMALL, Start
 from tests.test_report import read_table
 
@@ -235,8 +236,9 @@ def test_a_row_has_a_target_where_all_are_there(tmp_path: Path) -> None:
     data = prepare_data(config)
     assert data.schema.num_rows == 198 and data.schema.num_rows_without_target == 2
     rows = data.rows("train", device=torch.device("cpu"))
-    assert rows.y.shape == (len(data.splits.train), 2) and not {3, 9} & set(data.splits.train.tolist())
-    truth = table.loc[data.splits.train, list(NAMES)].to_numpy()
+    train = load_splits(data.folder / "splits.npz").train
+    assert rows.y.shape == (len(train), 2) and not {3, 9} & set(train.tolist())
+    truth = table.loc[train, list(NAMES)].to_numpy()
     np.testing.assert_allclose(data.preprocessor.decode_target(rows.y.numpy()), truth, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(rows.y.mean(dim=0), 0, atol=1e-5)
 
@@ -254,7 +256,7 @@ def test_a_target_that_cannot_be_learned_is_named(tmp_path: Path, values: list[o
     make_flats(200).assign(**{NAMES[1]: values}).to_csv(tmp_path / "table.csv", index=False)
     config = load_config(None, [*words_for(tmp_path), "split.seed=3", "split.method=time", "split.column=size"])
     with pytest.raises(DataError) as caught:
-        build_rows(config, tmp_path, content="", key="k")
+        build_rows(config, tmp_path, content="")
     assert what in str(caught.value)
 
 

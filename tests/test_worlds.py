@@ -20,7 +20,16 @@ FAST = ("data.target=y", "train.global_batch_size=96", "optim.warmup_steps=20", 
         "checkpoint.every_time=no")  # fmt: skip
 EXACT = ("data.target=y", "train.gradient_reduction=exact", "train.global_batch_size=96", "model.dropout=0.3",
          "train.max_steps=60", "train.eval_every=10", "tracking.log_every_steps=1")  # fmt: skip
-ANY_NUMBER = ("accumulated", "few", "few_accumulated", "classes", "values")  # runs that three processes make too
+# a table on the disk in an order of blocks: all worlds but that of three read their own shards ahead
+BLOCKS = ("data.placement=disk", "train.shuffle=blocks", "train.num_canonical_shards=8", "train.shuffle_window=300")
+ANY_NUMBER = (
+    "accumulated",
+    "few",
+    "few_accumulated",
+    "classes",
+    "values",
+    "blocks",
+)  # runs that three processes make too
 UNEVEN = (
     "data.target=y",
     "optim.warmup_steps=3",
@@ -60,6 +69,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fast": [tables["table"], *FAST],
         "accumulated": [tables["table"], *FAST, "train.micro_batch_size=7", "train.max_steps=50"],
         "exact": [tables["table"], *EXACT],
+        "blocks": [tables["table"], *FAST, *BLOCKS, "train.max_steps=50"],
+        "exact_blocks": [tables["table"], *EXACT, *BLOCKS],
         "few": [tables["few"], *UNEVEN, *few],
         "few_accumulated": [tables["few"], *UNEVEN, *few, "train.micro_batch_size=1"],
         "few_exact": [tables["few"], *UNEVEN, *few, "train.gradient_reduction=exact"],
@@ -68,11 +79,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     # one run that changes its number of processes at steps 20 and 40, and one checkpoint that two worlds go on from
     chain = [tables["table"], *EXACT, f"run.dir={folder / 'chain'}"]
+    block_chain = [tables["table"], *EXACT, *BLOCKS, f"run.dir={folder / 'block_chain'}"]
     fork = [tables["table"], *FAST]
     extra = {
-        2: [[*chain, "train.max_steps=20"], [*fork, "train.max_steps=50", f"run.dir={folder / 'fork-1'}"]],
-        4: [[*chain, "train.max_steps=40"], [*fork, "train.max_steps=100", f"run.dir={folder / 'fork-4'}"]],
-        1: [[*chain, "train.max_steps=60"], [*fork, "train.max_steps=100", f"run.dir={folder / 'fork-1'}"]],
+        2: [
+            [*chain, "train.max_steps=20"],
+            [*block_chain, "train.max_steps=20"],
+            [*fork, "train.max_steps=50", f"run.dir={folder / 'fork-1'}"],
+        ],
+        4: [
+            [*chain, "train.max_steps=40"],
+            [*block_chain, "train.max_steps=40", "data.placement=memory"],
+            [*fork, "train.max_steps=100", f"run.dir={folder / 'fork-4'}"],
+        ],
+        1: [
+            [*chain, "train.max_steps=60"],
+            [*block_chain, "train.max_steps=60"],
+            [*fork, "train.max_steps=100", f"run.dir={folder / 'fork-1'}"],
+        ],
     }
     for processes in (2, 4, 1):
         own = [[*words, f"run.dir={folder / f'{name}-{processes}'}"] for name, words in runs.items()]
@@ -135,7 +159,7 @@ def test_accumulation_changes_no_loss(folder: Path, processes: int) -> None:
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_exact_weights_are_bit_identical(folder: Path, processes: int) -> None:
-    for run in ("exact", "few_exact"):
+    for run in ("exact", "exact_blocks", "few_exact"):
         alone, together = folder / f"{run}-1", folder / f"{run}-{processes}"
         assert digest(alone) == digest(together)
         assert last_weights(alone) == last_weights(together)
@@ -143,10 +167,18 @@ def test_exact_weights_are_bit_identical(folder: Path, processes: int) -> None:
         assert read_losses(alone, "val").tolist() == read_losses(together, "val").tolist()
 
 
-def test_exact_weights_are_bit_identical_through_changes_of_the_world(folder: Path) -> None:
-    assert digest(folder / "chain") == digest(folder / "exact-1")
-    assert last_weights(folder / "chain") == last_weights(folder / "exact-1")
-    assert read_losses(folder / "chain").tolist() == read_losses(folder / "exact-1").tolist()
+@pytest.mark.parametrize(("chain", "whole"), [("chain", "exact-1"), ("block_chain", "exact_blocks-1")])
+def test_exact_weights_are_bit_identical_through_changes_of_the_world(folder: Path, chain: str, whole: str) -> None:
+    assert digest(folder / chain) == digest(folder / whole)
+    assert last_weights(folder / chain) == last_weights(folder / whole)
+    assert read_losses(folder / chain).tolist() == read_losses(folder / whole).tolist()
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_an_order_in_blocks_gives_the_same_losses_on_any_number_of_processes(folder: Path, processes: int) -> None:
+    alone, together = read_losses(folder / "blocks-1"), read_losses(folder / f"blocks-{processes}")
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    assert len(alone) == 50 and alone.tolist() != read_losses(folder / "fast-1")[:50].tolist()
 
 
 @pytest.mark.parametrize("processes", [1, 4])
