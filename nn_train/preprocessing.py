@@ -216,15 +216,16 @@ def _choose_categories(
             buckets = config.hash_buckets
             chosen.append(CategoricalInput(column=spec.name, levels=(), had_missing=had_missing, num_buckets=buckets))
             continue
-        frequent = counts[counts >= least]
-        if config.min_level_rows == "auto" and not len(frequent):  # many levels, all alike: better than no column
-            frequent = counts[counts >= FEWEST_LEVEL_ROWS]
+        fewest = least
+        if config.min_level_rows == "auto":  # many levels, all alike: the most frequent ones, better than no column
+            while fewest > max(FEWEST_LEVEL_ROWS, int(counts.max()) if len(counts) else 0):
+                fewest = max(fewest // 2, FEWEST_LEVEL_ROWS)
+        frequent = counts[counts >= fewest]
         levels = sorted(frequent.index, key=lambda level: (-int(frequent[level]), level))[: config.max_levels]
         has_rest = len(levels) < len(counts)
         if len(levels) + had_missing + has_rest >= 2:
             chosen.append(CategoricalInput(column=spec.name, levels=tuple(levels), had_missing=had_missing))
         elif has_rest:
-            fewest = FEWEST_LEVEL_ROWS if config.min_level_rows == "auto" else least
             dropped[spec.name] = f"no level has {fewest} train rows"
         else:
             dropped[spec.name] = "constant in the train rows" if levels else "no value in the train rows"
