@@ -108,18 +108,29 @@ class Objective:
         return (self.focal_gamma * log_rest).exp()
 
 
-def weigh_classes(setting: str | Mapping[str, float], classes: Sequence[str], counts: np.ndarray) -> np.ndarray | None:
+def weigh_classes(
+    setting: str | Mapping[str, float] | Sequence[float], classes: Sequence[str], counts: np.ndarray
+) -> np.ndarray | None:
     """The weight of each class (K,) float64 by train.class_weights; None where all weigh the same.
 
     `counts` (K,) are the classes' train rows.
 
     Raises:
-        ConfigError: a weight for a class that is not there.
+        ConfigError: a weight for a class that is not there, or another number of weights than of classes.
     """
-    if setting == "no" or not setting:
+    if setting in ("no", {}):
         return None
     if isinstance(setting, str):
         return counts.sum() / (len(classes) * np.maximum(counts, 1))
+    if not isinstance(setting, Mapping):
+        if len(setting) != len(classes):
+            raise ConfigError(
+                f"train.class_weights lists {len(setting)} weights, and there are {len(classes)} classes, in this "
+                f"order: {_shown(classes)}",
+                fix=f"list {len(classes)} numbers in that order, or name classes: "
+                f"train.class_weights.{classes[-1]}=WEIGHT",
+            )
+        return np.array(setting, dtype=np.float64)
     weights = np.ones(len(classes))
     for name, weight in setting.items():
         weights[_place(name, classes)] = weight
@@ -133,9 +144,12 @@ def _place(name: str, classes: Sequence[str]) -> int:
     ]
     if len(same) == 1:
         return same[0]
-    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
     near = difflib.get_close_matches(name, classes, n=1, cutoff=0.5) or [classes[-1]]
     raise ConfigError(
-        f"train.class_weights names the class '{name}'; the classes are {shown}",
+        f"train.class_weights names the class '{name}'; the classes are {_shown(classes)}",
         fix=f"train.class_weights.{near[0]}=WEIGHT",
     )
+
+
+def _shown(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")

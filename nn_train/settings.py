@@ -5,6 +5,7 @@ computed where it is used and never written back.
 """
 
 import re
+import reprlib
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -15,6 +16,7 @@ from nn_train.schema import Kind, Task
 
 MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A", "-nan", "<NA>")
 MOST_CLASS_WEIGHT = 1e6
+CLASS_WEIGHTS_FORMS = "no, balanced, {CLASS: WEIGHT, ...} and [WEIGHT, ...]"
 MOST_COST = 1e9
 COSTS_FORMS = "give {false_positive: COST, false_negative: COST}, or {TRUE_CLASS: {PREDICTED_CLASS: COST}}"
 # by task, the default first
@@ -125,21 +127,34 @@ def _tab(value: Any) -> Any:
 
 
 def _weight_by_class(value: Any) -> Any:
-    """Read `no`, `balanced`, or a number for each class; a class may be called 1 or true."""
+    """Read `no`, `balanced`, or a number for each class, by its name or its place; a class may be called 1 or true."""
     if isinstance(value, str | bool):
         word = _no_as_word(value)
         if word not in ("no", "balanced"):
-            raise ValueError(f"train.class_weights={word} is none of no, balanced and {{CLASS: WEIGHT, ...}}")
+            raise ValueError(f"train.class_weights={word} is none of {CLASS_WEIGHTS_FORMS}")
         return word
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError("train.class_weights=[] holds no number; give one for each class, in the classes' order")
+        for place, weight in enumerate(value, start=1):
+            if not _is_class_weight(weight):
+                raise ValueError(
+                    f"train.class_weights: {reprlib.repr(weight)}, which is for class {place} of {len(value)} in their "
+                    f"order, is no number above 0 and up to {MOST_CLASS_WEIGHT:g}"
+                )
+        return tuple(value)
     if not isinstance(value, dict):
-        raise ValueError("train.class_weights is no, balanced or {CLASS: WEIGHT, ...}")
+        raise ValueError(f"train.class_weights is none of {CLASS_WEIGHTS_FORMS}")
     for name, weight in value.items():
-        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_number or not 0 < weight <= MOST_CLASS_WEIGHT:
+        if not _is_class_weight(weight):
             raise ValueError(
                 f"train.class_weights.{name}={weight} is no number above 0 and up to {MOST_CLASS_WEIGHT:g}"
             )
     return {str(name).lower() if isinstance(name, bool) else str(name): weight for name, weight in value.items()}
+
+
+def _is_class_weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_CLASS_WEIGHT
 
 
 def _names_or_switch(value: Any) -> Any:
@@ -181,6 +196,7 @@ def _word(name: Any) -> str:
 
 Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0, lt=1)]  # of what is silenced
+ClassWeight = Annotated[float, Field(gt=0, le=MOST_CLASS_WEIGHT)]
 OptionalCount = Annotated[int | None, BeforeValidator(_off_as_none)]
 Duration = Annotated[float | None, BeforeValidator(duration_s)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_list)]
@@ -533,12 +549,13 @@ class TrainConfig(Section):
     """Quantiles of the target that are predicted at once under loss quantile, increasing; the one nearest to 0.5 is the
     prediction, the first and the last are the interval."""
     class_weights: Annotated[
-        Literal["no", "balanced"] | dict[str, Annotated[float, Field(gt=0, le=MOST_CLASS_WEIGHT)]],
+        Literal["no", "balanced"] | dict[str, ClassWeight] | Annotated[tuple[ClassWeight, ...], Field(min_length=1)],
         BeforeValidator(_weight_by_class),
     ] = "no"
     """Weight of each class in the training loss, times data.weight: `balanced` gives each class the same part of it
-    (train rows / (classes * train rows of the class)), {CLASS: WEIGHT} names them, and others weigh 1. Validation loss,
-    metrics and report count every row once."""
+    (train rows / (classes * train rows of the class)), {CLASS: WEIGHT} names them, and others weigh 1; [1, 3] lists
+    one for each class in their order, which is sorted, the positive one of two last. Validation loss, metrics and
+    report count every row once."""
     gradient_reduction: Literal["fast", "exact"] = "fast"
     """`fast`: DDP's all-reduce; `exact`: weights are bit-identical on any number of processes, slower."""
     canonical_slices: int = Field(default=8, ge=1, le=1024)

@@ -57,11 +57,26 @@ def write(tmp_path: Path, text: str) -> Path:
         (["data.weight=churn"], "data.weight=churn is named by data.target as well"),
         (
             ["train.class_weights=balancd"],
-            "train.class_weights=balancd is none of no, balanced and {CLASS: WEIGHT, ...}",
+            "train.class_weights=balancd is none of no, balanced, {CLASS: WEIGHT, ...} and [WEIGHT, ...]",
         ),
         (["train.class_weights.yes=0"], "train.class_weights.yes=0 is no number above 0"),
         (["train.class_weights={yes: many}"], "train.class_weights.yes=many is no number above 0"),
-        (["train.class_weights=[1, 2]"], "train.class_weights is no, balanced or {CLASS: WEIGHT, ...}"),
+        (["train.class_weights=3"], "is none of no, balanced, {CLASS: WEIGHT, ...} and [WEIGHT, ...]"),
+        (["train.class_weights=[]"], "holds no number; give one for each class, in the classes' order"),
+        (
+            ["train.class_weights=[1,0]"],
+            "train.class_weights: 0, which is for class 2 of 2 in their order, is no number",
+        ),
+        (
+            ["train.class_weights=[1,2,1e7]"],
+            "which is for class 3 of 3 in their order, is no number above 0 and up to 1e+06",
+        ),
+        (["train.class_weights=[.nan,1]"], "train.class_weights: nan, which is for class 1 of 2"),
+        (["train.class_weights=[true,1]"], "train.class_weights: True, which is for class 1 of 2"),
+        (["train.class_weights=[1,many]"], "train.class_weights: 'many', which is for class 2 of 2"),
+        (["train.class_weights=[1,[2]]"], "train.class_weights: [2], which is for class 2 of 2"),
+        (["train.class_weights=[1,3"], "'[1,3' is not closed"),
+        (["data.task=regression", "train.class_weights=[1,3]"], "are for classes, and the target is a number"),
         (["train.loss=hinge"], "train.loss='hinge'"),
         (["train.label_smoothing=1"], "train.label_smoothing=1: input should be less than 1"),
         (["train.focal_gamma=-1"], "train.focal_gamma=-1"),
@@ -147,6 +162,14 @@ def test_what_is_dumped_is_read_back_equal_also_by_plain_yaml(tmp_path: Path) ->
     text = dump_config(config)
     assert load_config(write(tmp_path, text)) == config
     assert check_config(yaml.safe_load(text), where="") == config
+
+
+def test_weights_in_the_order_of_the_classes_are_dumped_and_read_back(tmp_path: Path) -> None:
+    config = load_config(words=["train.class_weights=[1,3]"])
+    text = dump_config(config)
+    assert load_config(write(tmp_path, text)) == config == check_config(yaml.safe_load(text), where="")
+    named = load_config(write(tmp_path, text), ["train.class_weights.yes=3"])
+    assert named.train.class_weights == {"yes": 3}  # a word replaces the list
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -151,6 +151,8 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
         ({"1.0": 3.0}, ["0", "1"], [1, 3]),
         ({"true": 2.0}, ["False", "True"], [1, 2]),
         ({"yes": 2.0}, ["no", "yes", "Yes"], [1, 2, 1]),
+        ((1.0, 3.0), ["no", "yes"], [1, 3]),
+        ((0.5, 1.0, 7), ["c", "a", "b"], [0.5, 1, 7]),
     ],
 )
 def test_named_weights_find_their_classes(setting: object, classes: list[str], expected: list[float] | None) -> None:
@@ -166,6 +168,15 @@ def test_a_weight_of_no_class_is_refused(name: str) -> None:
     assert caught.value.fix.startswith("train.class_weights.")
 
 
+@pytest.mark.parametrize("weights", [(), (2.0,), (1.0, 2.0, 3.0, 4.0)])
+def test_a_list_of_another_length_is_refused_with_the_order_of_the_classes(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        weigh_classes(weights, ["no", "yes", "Yes"], np.ones(3))
+    wanted = f"lists {len(weights)} weights, and there are 3 classes, in this order: no, yes, Yes"
+    assert wanted in str(caught.value)
+    assert caught.value.fix.startswith("list 3 numbers in that order")
+
+
 @pytest.mark.parametrize(
     ("word", "weights"),
     [
@@ -173,6 +184,8 @@ def test_a_weight_of_no_class_is_refused(name: str) -> None:
         ("train.class_weights.yes=3", {"yes": 3}),
         ("train.class_weights={0: 1, 1: 2.5}", {"0": 1, "1": 2.5}),
         ("train.class_weights={true: 2}", {"true": 2}),
+        ("train.class_weights=[1,3]", (1, 3)),
+        ("train.class_weights=[0.5, 1e-3, 2]", (0.5, 0.001, 2)),
         ("train.class_weights=balanced", "balanced"),
         ("train.class_weights=no", "no"),
         ("train.class_weights=false", "no"),

@@ -162,6 +162,10 @@ def test_a_single_process_run_shows_the_message_and_leaves_nothing(
     assert main([*words, "data.drop=w", "train.class_weights={yes: 2, maybe: 3}"]) == 2
     shown = capsys.readouterr().err
     assert "train.class_weights names the class 'maybe'; the classes are no, yes" in shown
+    assert main([*words, "data.drop=w", "train.class_weights=[1,2,3]"]) == 2
+    shown = capsys.readouterr().err
+    assert "train.class_weights lists 3 weights, and there are 2 classes, in this order: no, yes" in shown
+    assert "mend: list 2 numbers in that order, or name classes: train.class_weights.yes=WEIGHT" in shown
     assert not (tmp_path / "run").exists()
 
 
@@ -269,6 +273,30 @@ def test_the_first_loss_is_the_weighted_mean_and_the_validation_loss_the_plain_o
     p, smooth = 1 / (1 + np.exp(-logits)), 0.8 * y + 0.1
     row_losses = -(smooth * np.log(p) + (1 - smooth) * np.log(1 - p))
     assert losses(tmp_path / "run") == pytest.approx((expected * row_losses).sum() / expected.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "listed", "named"),
+    [
+        ("binary", (), "[0.5,3]", "{no: 0.5, yes: 3}"),
+        ("binary", ("data.positive=no",), "[0.5,3]", "{yes: 0.5, no: 3}"),
+        ("multiclass", ("data.weight=w",), "[4,1,0.25]", "{high: 4, mid: 0.25}"),
+    ],
+)
+def test_weights_in_the_order_of_the_classes_train_as_those_by_name(
+    tmp_path: Path, task: Task, words: tuple[str, ...], listed: str, named: str
+) -> None:
+    path = weighted(tmp_path / "table.csv", task=task)
+    words = ("model.dropout=0", "train.max_steps=3", *words)
+    one = train(path, tmp_path / "listed", f"train.class_weights={listed}", *words).training
+    other = train(path, tmp_path / "named", f"train.class_weights={named}", *words).training
+    plain = train(path, tmp_path / "plain", *words).training
+    assert one.rows.weight is not None and other.rows.weight is not None
+    assert torch.equal(one.rows.weight, other.rows.weight)
+    assert losses(tmp_path / "listed").tolist() == losses(tmp_path / "named").tolist()
+    # three steps by equal gradients lead to equal weights
+    assert largest_difference(one.network.state_dict(), other.network.state_dict()) == 0
+    assert largest_difference(one.network.state_dict(), plain.network.state_dict()) > 0
 
 
 def test_class_weights_are_for_classes(tmp_path: Path) -> None:
