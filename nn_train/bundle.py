@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from nn_train.settings import DataConfig
 
 BUNDLE_FILE = "bundle.zip"
-# By what the decision needs, so that an older version refuses what it would get wrong: 2 has curves or costs.
-FORMATS = (1, 2)
+# By what it needs, so that an older version refuses what it would get wrong: 2 has curves or costs, 3 has numbers that
+# are bent, and perhaps those too.
+FORMATS = (1, 2, 3)
 INFO_FILE, WEIGHTS_FILE = "bundle.json", "model.safetensors"
 MEMBERS = {INFO_FILE, WEIGHTS_FILE, *PREPROCESSOR_FILES}
 SUM_CHARS = 64
@@ -121,7 +122,8 @@ def make_bundle(
     *, weights: bytes, preprocessor: Preprocessor, schema: TableSchema, decision: Decision, info: dict[str, Any]
 ) -> bytes:
     """The file's bytes. `weights` are safetensors; `info` holds at least the `config`, as plain values."""
-    made = {"format": FORMATS[bool(decision.curves or decision.costs)], "decision": dataclasses.asdict(decision)}
+    needed = 2 if preprocessor.is_bent else bool(decision.curves or decision.costs)
+    made = {"format": FORMATS[needed], "decision": dataclasses.asdict(decision)}
     values = made | {"schema": schema.to_json(), **info}
     members = {INFO_FILE: json.dumps(values, indent=1, ensure_ascii=False).encode(), WEIGHTS_FILE: weights}
     stream = io.BytesIO()
@@ -184,6 +186,8 @@ def _read(content: bytes, device: torch.device, *, allow_custom: bool) -> Bundle
             fix="use the version that wrote it",
         )
     fitted = Preprocessor.from_bytes({name: members[name] for name in PREPROCESSOR_FILES})
+    if (info["format"] == FORMATS[2]) != fitted.is_bent:
+        raise ValueError("format and scaler do not go together")
     config: Any = SimpleNamespace(**info["config"]["model"])  # pydantic is not there
     if config.name == CUSTOM and not allow_custom:
         raise BundleError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nn_train.bundle import Bundle
-from nn_train.preprocessor import LARGEST, NUM_RESERVED, WILDEST, NumericInput
+from nn_train.preprocessor import BEND, LARGEST, NUM_RESERVED, WILDEST, NumericInput
 from nn_train.values import FIRST_DATE, LAST_DATE, MICROSECONDS
 
 DAY, HOUR = MICROSECONDS["D"], MICROSECONDS["D"] // 24
@@ -64,7 +64,7 @@ class Scorer(nn.Module):
             self.scaler = (
                 QuantileScaler(fitted.arrays["quantiles"], fitted.arrays["shares"])
                 if is_quantile
-                else AffineScaler(arrays["center"], arrays["scale"])
+                else AffineScaler(arrays["center"], arrays["scale"], is_bent=fitted.is_bent)
             )
             self.fill_N1: Tensor
             self.register_buffer("fill_N1", arrays["fill"].double()[:, None])
@@ -142,20 +142,25 @@ def date_parts(microseconds: Tensor) -> dict[str, Tensor]:
 
 
 class AffineScaler(nn.Module):
-    """(N, B) -> (N, B): less the center, over the scale, cut at LARGEST."""
+    """(N, B) -> (N, B): less the center, over the scale, cut at LARGEST, and perhaps bent towards BEND."""
 
     center_N1: Tensor
     scale_N1: Tensor
 
-    def __init__(self, center: Tensor, scale: Tensor):
+    def __init__(self, center: Tensor, scale: Tensor, *, is_bent: bool):
         super().__init__()
+        self.is_bent = is_bent
         self.register_buffer("center_N1", center.double()[:, None])
         self.register_buffer("scale_N1", scale.double()[:, None])
 
     def forward(self, raw_NB: Tensor) -> Tensor:
         """Scale every number."""
         scaled_NB = (raw_NB - self.center_N1) / self.scale_N1
-        return torch.maximum(torch.minimum(scaled_NB, number(LARGEST)), number(-LARGEST))
+        scaled_NB = torch.maximum(torch.minimum(scaled_NB, number(LARGEST)), number(-LARGEST))
+        if not self.is_bent:
+            return scaled_NB
+        share_NB = scaled_NB / number(BEND)
+        return scaled_NB / torch.sqrt(number(1) + share_NB * share_NB)
 
 
 class Lines(nn.Module):

@@ -116,7 +116,7 @@ def _fit_numeric(
 ) -> dict[str, np.ndarray]:
     num_rows = len(raw)
     arrays = _fit_quantiles(raw) if config.scaler == "quantile" else _fit_affine(raw, config.scaler)
-    scaled = scale_numbers(raw, arrays)
+    scaled = scale_numbers(raw, arrays, is_bent=config.scaler == "robust-clip")
     fill = np.nanmean(scaled, axis=0) if config.imputation == "mean" else np.nanmedian(scaled, axis=0)
     edges = [make_edges(column, min(config.num_bins, max(num_rows - 1, 1))) for column in fill_gaps(scaled, fill).T]
     return arrays | {
@@ -151,8 +151,12 @@ def _fit_affine(raw: np.ndarray, scaler: str) -> dict[str, np.ndarray]:
     if scaler == "standard":
         fitted = StandardScaler().fit(raw)
         return {"center": fitted.mean_, "scale": _own_scale(fitted.scale_, deviation)}
-    robust = RobustScaler().fit(raw)
     low, high = np.nanpercentile(raw, [25, 75], axis=0)
+    if scaler == "robust-clip":
+        # Source: Holzmueller et al. 2024, RealMLP-TD. Its third case, a column of one value alone, is dropped before.
+        half_span = (np.nanmax(raw, axis=0) - np.nanmin(raw, axis=0)) / 2
+        return {"center": np.nanmedian(raw, axis=0), "scale": np.where(high == low, half_span, high - low)}
+    robust = RobustScaler().fit(raw)
     # a column whose quartiles coincide (mostly zeros, say) would keep its raw scale: use the deviation there
     return {"center": robust.center_, "scale": np.where(high == low, deviation, _own_scale(robust.scale_, high - low))}
 

@@ -30,6 +30,16 @@ LARGEST = 1e6  # scaled values are cut here, so that a wild value cannot overflo
 FARTHEST = 1e15  # a standardised target that is farther away is refused: the sum of its squares would leave float32
 WILDEST = 1e100  # raw values are cut here, and below its inverse are zero, so that squares do not leave float64
 FINEST = 1e-30  # numbers that are closer together are one, so that the width of a bin does not underflow in float32
+BEND = 3.0  # what the smooth clip of `robust-clip` comes near to and never exceeds
+AFFINE = ("scale", "center")
+# by name, what each has learned
+SCALERS = {
+    "quantile": ("quantiles", "shares"),
+    "standard": AFFINE,
+    "robust": AFFINE,
+    "robust-clip": AFFINE,
+    "none": AFFINE,
+}
 DATE_PARTS = ("year", "month", "day", "weekday", "hour", "days")
 PREPROCESSOR_FILES = ("preprocessor.json", "preprocessor.safetensors")
 INDICATOR_LEVELS = ("present", "missing")
@@ -114,6 +124,11 @@ class Preprocessor:
         return tuple(c.cardinality for c in self.categorical) + (NUM_RESERVED + len(INDICATOR_LEVELS),) * indicators
 
     @property
+    def is_bent(self) -> bool:
+        """Does a smooth clip bend the scaled numbers?"""
+        return self.scaler == "robust-clip"
+
+    @property
     def bins(self) -> list[np.ndarray]:
         """Edges of the piecewise-linear encoding of each numeric input, increasing, float32."""
         return np.split(self.arrays["bin_edges"], np.cumsum(self.arrays["bin_counts"])[:-1]) if self.numeric else []
@@ -126,7 +141,9 @@ class Preprocessor:
         """As `transform`, for columns that lie in no frame."""
         raw = numeric_matrix(columns, self.numeric, num_rows=num_rows)
         x_num = (
-            fill_gaps(scale_numbers(raw, self.arrays), self.arrays["fill"]) if self.numeric else raw.astype(np.float32)
+            fill_gaps(scale_numbers(raw, self.arrays, is_bent=self.is_bent), self.arrays["fill"])
+            if self.numeric
+            else raw.astype(np.float32)
         )
         indicators = [np.isnan(raw[:, i]) + NUM_RESERVED for i, c in enumerate(self.numeric) if c.has_indicator]
         codes = [_codes(columns[c.column], c) for c in self.categorical] + indicators
@@ -141,6 +158,11 @@ class Preprocessor:
         """Bring scaled numbers (B, N) back to the units of the table, float64; filled gaps give the fill value."""
         scaled = x_num.astype(np.float64)
         if "quantiles" not in self.arrays:
+            if self.is_bent:
+                # float32 rounds what is far out to the bound itself, which no number has: such a one comes back as the
+                # farthest that is scaled
+                rest = np.maximum(1 - (scaled / BEND) ** 2, 1 / (1 + (LARGEST / BEND) ** 2))
+                scaled = np.clip(scaled / np.sqrt(rest), -LARGEST, LARGEST)
             return scaled * self.arrays["scale"] + self.arrays["center"]
         from scipy.special import ndtr  # not before the first step
 
@@ -218,7 +240,9 @@ class Preprocessor:
         width = len(self.numeric)
         if not width:
             return
-        scaler = ("quantiles", "shares") if "quantiles" in self.arrays else ("scale", "center")
+        scaler = SCALERS.get(self.scaler)
+        if scaler is None or ("quantiles" in self.arrays) != ("quantiles" in scaler):
+            raise ValueError(f"the arrays are not those of the scaler '{short(str(self.scaler))}'")
         for name in (*scaler, "fill", "bin_counts"):
             if self.arrays[name].shape[-1] != width:
                 raise ValueError(f"{name} has {self.arrays[name].shape[-1]} columns, and there are {width}")
@@ -227,6 +251,8 @@ class Preprocessor:
             raise ValueError("bin_edges are not those of the columns")
         if not all(np.isfinite(self.arrays[name]).all() for name in (*scaler, "fill", "bin_edges")):
             raise ValueError("a number is not finite")
+        if scaler is AFFINE and (self.arrays["scale"] <= 0).any():
+            raise ValueError("a scale is not above zero")
 
 
 def numeric_matrix(columns: Mapping[str, np.ndarray], inputs: tuple[NumericInput, ...], *, num_rows: int) -> np.ndarray:
@@ -251,14 +277,15 @@ def is_gap(values: np.ndarray) -> np.ndarray:
     return pd.isna(values)
 
 
-def scale_numbers(raw: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Scaled numbers, float64, cut at LARGEST, with NaN where missing."""
+def scale_numbers(raw: np.ndarray, arrays: dict[str, np.ndarray], *, is_bent: bool = False) -> np.ndarray:
+    """Scaled numbers, float64, cut at LARGEST, or with `is_bent` bent towards BEND, with NaN where missing."""
     if "quantiles" in arrays:
         from scipy.special import ndtri  # not before the first step
 
         places = zip(raw.T, arrays["quantiles"].T, arrays["shares"].T, strict=True)
         return ndtri(np.stack([np.interp(*column) for column in places], axis=1))
-    return np.clip((raw - arrays["center"]) / arrays["scale"], -LARGEST, LARGEST)
+    scaled = np.clip((raw - arrays["center"]) / arrays["scale"], -LARGEST, LARGEST)
+    return scaled / np.sqrt(1 + (scaled / BEND) ** 2) if is_bent else scaled
 
 
 def fill_gaps(scaled: np.ndarray, fill: np.ndarray) -> np.ndarray:

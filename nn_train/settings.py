@@ -330,9 +330,9 @@ class SplitConfig(Section):
 class PreprocessConfig(Section):
     """From columns to numbers; everything is fitted on the train rows only."""
 
-    scaler: Literal["quantile", "standard", "robust", "none"] = "quantile"
+    scaler: Literal["quantile", "standard", "robust", "robust-clip", "none"] = "quantile"
     """How numbers are scaled: to a normal distribution by quantiles, by mean and deviation, by median and quartiles,
-    or not."""
+    by these with far numbers bent smoothly to 3 at most (`robust-clip`, RealMLP's own), or not."""
     imputation: Literal["mean", "median"] = "mean"
     """What stands for a missing number, after scaling."""
     indicators: bool = True

@@ -58,12 +58,17 @@ def test_rows_of_the_raw_table_get_the_predictions_of_the_run(task: str, tiny_ru
     )
 
 
-@pytest.mark.parametrize("words", [BARE, ("preprocess.scaler=robust", "model.one_hot_max=0")])
+@pytest.mark.parametrize(
+    "words", [BARE, ("preprocess.scaler=robust", "model.one_hot_max=0"), ("preprocess.scaler=robust-clip",)]
+)
 def test_other_settings_are_those_of_the_bundle(words: tuple[str, ...], tiny_run: TinyRun) -> None:
     run = tiny_run("binary", *words)
     wanted = pd.read_parquet(run / "predictions.parquet")
-    scores = load_bundle(run / BUNDLE_FILE).predict_scores(table_of(run).iloc[wanted["row"]])
+    bundle = load_bundle(run / BUNDLE_FILE)
+    scores = bundle.predict_scores(table_of(run).iloc[wanted["row"]])
     np.testing.assert_allclose(scores[:, 1], wanted["p_yes"], atol=1e-6)
+    # an older version would not bend the numbers, and must not read it
+    assert bundle.info["format"] == (3 if "preprocess.scaler=robust-clip" in words else 1)
 
 
 def shuffled(frame: pd.DataFrame) -> pd.DataFrame:
@@ -236,6 +241,7 @@ FORGED: dict[str, Callable[[dict[str, bytes]], bytes]] = {
     "one file fewer": lambda m: seal({n: c for n, c in m.items() if n != "model.safetensors"}),
     "compressed files": lambda m: seal(m, compression=zipfile.ZIP_DEFLATED),
     "another format": lambda m: seal(changed(m, "bundle.json", lambda v: v.update(format=99))),
+    "the format of another scaler": lambda m: seal(changed(m, "bundle.json", lambda v: v.update(format=3))),
     "another network": lambda m: seal(changed(m, "bundle.json", lambda v: v["config"]["model"].update(width=17))),
     "no network": lambda m: seal(changed(m, "bundle.json", lambda v: v["config"]["model"].update(name="os.system"))),
     "no temperature": lambda m: seal(changed(m, "bundle.json", lambda v: v["decision"].update(temperature="NaN"))),
@@ -244,6 +250,8 @@ FORGED: dict[str, Callable[[dict[str, bytes]], bytes]] = {
     "another target": lambda m: seal(changed(m, "bundle.json", lambda v: v["schema"]["target"].update(name="z"))),
     "other columns": lambda m: seal(changed(m, "bundle.json", lambda v: v["schema"].update(columns=[]))),
     "fewer levels": lambda m: seal(changed(m, "preprocessor.json", lambda v: v["categorical"][0].update(levels=["a"]))),
+    "another scaler": lambda m: seal(changed(m, "preprocessor.json", lambda v: v.update(scaler="robust-clip"))),
+    "no scaler": lambda m: seal(changed(m, "preprocessor.json", lambda v: v.update(scaler=["quantile"]))),
     "fewer numbers": lambda m: seal(changed(m, "preprocessor.json", lambda v: v["numeric"].pop())),
     "weights of nobody": lambda m: seal(m | {"model.safetensors": m["preprocessor.safetensors"]}),
     "no archive": lambda m: b"x" * 100 + hashlib.sha256(b"x" * 100).hexdigest().encode(),

@@ -120,7 +120,7 @@ WORDS = [
         for method in ("time", "group", "column")
     ),
     ["split.val=0.4"], ["split.test=0.01"],
-    *([f"preprocess.scaler={scaler}"] for scaler in ("standard", "robust", "none")),
+    *([f"preprocess.scaler={scaler}"] for scaler in ("standard", "robust", "robust-clip", "none")),
     ["preprocess.imputation=median"], ["preprocess.min_level_rows=1"], ["preprocess.max_levels=2"],
     ["preprocess.near_constant=0"],
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,18 +20,19 @@ from rtdl_num_embeddings import compute_bins
 from scipy.stats import norm
 from sklearn.preprocessing import QuantileTransformer, RobustScaler, StandardScaler
 
+from nn_train import preprocessor
 from nn_train.config import load_config
 from nn_train.errors import DataError
 from nn_train.preparation import prepare_data
 from nn_train.preprocessing import bin_edges, fit_preprocessor, level_rows
-from nn_train.preprocessor import DATE_PARTS, LARGEST, MISSING, NUM_RESERVED, UNSEEN, WILDEST, Preprocessor
+from nn_train.preprocessor import BEND, DATE_PARTS, LARGEST, MISSING, NUM_RESERVED, UNSEEN, WILDEST, Preprocessor
 from nn_train.schema import ColumnSpec, TableSchema, TargetSpec
 from nn_train.settings import DataConfig, PreprocessConfig
 from nn_train.splits import load_splits
 from nn_train.values import parse_number, typed_frame
 from tests.conftest import ROOT, make_table
 
-SCALERS = ("quantile", "standard", "robust", "none")
+SCALERS = ("quantile", "standard", "robust", "robust-clip", "none")
 KINDS = {"size": "numeric", "age": "numeric", "colour": "categorical", "member": "boolean", "day": "date"}
 CLASSES = {"binary": ("no", "yes"), "multiclass": ("low", "mid", "high"), "regression": ()}
 
@@ -202,6 +203,33 @@ def test_saved_bytes_load_to_the_same_preprocessor(scaler: str, task: str, tmp_p
     assert [edges.tolist() for edges in loaded.bins] == [edges.tolist() for edges in fitted.bins]
 
 
+def test_every_scaler_of_the_settings_says_what_it_has_learned() -> None:
+    assert get_args(PreprocessConfig.model_fields["scaler"].annotation) == SCALERS == tuple(preprocessor.SCALERS)
+
+
+@pytest.mark.parametrize("scaler", SCALERS)
+def test_a_forged_scaler_is_refused(scaler: str) -> None:
+    fitted = fit(typed(200), scaler=scaler)
+    names = preprocessor.SCALERS[scaler]
+    other = "robust-clip" if scaler == "quantile" else "quantile"
+    for name in (other, "Robust-Clip", "", None):
+        with pytest.raises(ValueError, match="the arrays are not those of the scaler"):
+            Preprocessor.from_bytes(dataclasses.replace(fitted, scaler=name).to_bytes())
+    for name in names:
+        damaged = fitted.arrays[name].copy()
+        damaged.flat[0] = np.nan
+        for arrays in (fitted.arrays | {name: damaged}, fitted.arrays | {name: damaged[..., 1:]}):
+            with pytest.raises(ValueError, match=r"not finite|columns, and there are"):
+                Preprocessor.from_bytes(dataclasses.replace(fitted, arrays=arrays).to_bytes())
+        rest = {other: array for other, array in fitted.arrays.items() if other != name}
+        with pytest.raises((ValueError, KeyError)):
+            Preprocessor.from_bytes(dataclasses.replace(fitted, arrays=rest).to_bytes())
+    for scale in (0.0, -1.0) if "scale" in names else ():
+        arrays = fitted.arrays | {"scale": np.full_like(fitted.arrays["scale"], scale)}
+        with pytest.raises(ValueError, match="a scale is not above zero"):
+            Preprocessor.from_bytes(dataclasses.replace(fitted, arrays=arrays).to_bytes())
+
+
 @pytest.mark.parametrize("kinds", [{"colour": "categorical"}, {"age": "numeric"}])
 def test_a_preprocessor_of_one_kind_of_columns_loads(kinds: dict, tmp_path: Path) -> None:
     fitted = fit(typed(200), kinds)
@@ -321,6 +349,50 @@ def test_robust_scaling_of_a_column_whose_quartiles_coincide() -> None:
     np.testing.assert_allclose(got, values / values.std(), rtol=1e-6)
 
 
+def bent(raw: np.ndarray, center: float, factor: float) -> np.ndarray:
+    """The formula of RealMLP's authors."""
+    x = factor * (raw - center)
+    return x / np.sqrt(1 + (x / 3) ** 2)
+
+
+def test_robust_scaling_with_a_smooth_clip_is_the_authors() -> None:
+    train, other = numbers(), numbers(seed=1)
+    other[:3] = [[1e4], [-1e4], [0.0]]
+    fitted = fit_numbers(train, scaler="robust-clip")
+    got = fitted.transform(frame_of(other)).x_num
+    for index, column in enumerate(train.T):
+        low, middle, high = np.percentile(column, [25, 50, 75])
+        want = bent(other[:, index], middle, 1 / (high - low))
+        np.testing.assert_allclose(got[:, index], want, rtol=1e-6, atol=1e-9)
+    assert np.abs(got).max() <= BEND == 3
+    gaps = np.where(np.random.default_rng(2).random(train.shape) < 0.2, np.nan, train)  # counts for nothing
+    holes = fit_numbers(gaps, scaler="robust-clip").arrays
+    for index, column in enumerate(gaps.T):
+        alone = fit_numbers(column[~np.isnan(column)], scaler="robust-clip").arrays
+        for name in ("center", "scale"):
+            assert holes[name][index] == alone[name][0]
+
+
+def test_the_smooth_clip_scales_a_column_whose_quartiles_coincide_by_half_its_span() -> None:
+    values = np.zeros(100)
+    values[:10] = np.arange(-2, 8) * 100.0
+    got = fit_numbers(values, scaler="robust-clip").transform(frame_of(values)).x_num[:, 0]
+    np.testing.assert_allclose(got, bent(values, 0, 2 / 900), rtol=1e-6)
+    with pytest.raises(DataError, match="near-constant"):  # the authors' third case: a column of one value says nothing
+        fit_numbers(np.full(100, 7.0), scaler="robust-clip", near_constant=0)
+
+
+def test_bent_numbers_come_back_to_their_unit() -> None:
+    values = numbers()
+    fitted = fit_numbers(values, scaler="robust-clip")
+    np.testing.assert_allclose(fitted.unscale(fitted.transform(frame_of(values)).x_num), values, rtol=1e-5)
+    center, scale = fitted.arrays["center"], fitted.arrays["scale"]
+    far = center + scale * np.array([[30.0], [-300.0], [1e9], [-1e90]])
+    back = (fitted.unscale(fitted.transform(frame_of(far)).x_num) - center) / scale
+    np.testing.assert_allclose(back[:2], [[30] * 3, [-300] * 3], rtol=0.01)
+    np.testing.assert_allclose(back[2:], [[LARGEST] * 3, [-LARGEST] * 3], rtol=1e-6)  # float32 tells no more
+
+
 @pytest.mark.parametrize("imputation", ["mean", "median"])
 @pytest.mark.parametrize("scaler", SCALERS)
 def test_missing_numbers_get_the_mean_or_the_median_of_the_scaled_ones(scaler: str, imputation: str) -> None:
@@ -358,7 +430,8 @@ def test_wild_values_are_cut(scaler: str) -> None:
     got = fitted.transform(wild).x_num
     assert np.isfinite(got).all() and np.abs(got).max() <= LARGEST
     if scaler != "quantile":
-        assert got[0].tolist() == [LARGEST, -LARGEST, LARGEST]
+        most = BEND if scaler == "robust-clip" else LARGEST
+        assert got[0].tolist() == [most, -most, most]
     assert got[1, :2].tolist() == got[0, :2].tolist()
 
 
@@ -763,7 +836,9 @@ def test_the_same_from_columns_as_they_are_read(train: pa.Table, other: pa.Table
     check_encoded(fitted, frames[1], is_train=False)
 
 
-@pytest.mark.parametrize(("scaler", "unit", "base"), [("standard", 1e4, 1e18), ("robust", 1e-17, 0.0)])
+@pytest.mark.parametrize(
+    ("scaler", "unit", "base"), [("standard", 1e4, 1e18), ("robust", 1e-17, 0.0), ("robust-clip", 1e-17, 0.0)]
+)
 def test_numbers_that_hardly_differ_are_scaled_as_others_are(scaler: str, unit: float, base: float) -> None:
     values = np.random.default_rng(0).normal(size=900)  # scikit-learn takes `near` for a constant, and keeps its unit
     near = base + unit * values
@@ -775,7 +850,7 @@ def test_numbers_that_hardly_differ_are_scaled_as_others_are(scaler: str, unit: 
 def test_a_column_that_differs_by_rounding_has_two_bin_edges_at_least() -> None:
     values = np.full(7, 6.603157e32)
     values[0] = np.nextafter(values[0], np.inf)
-    for scaler in SCALERS[:3]:
+    for scaler in SCALERS[:-1]:
         fitted = fit_numbers(values, scaler=scaler, near_constant=0)
         check_fitted(fitted)
 
