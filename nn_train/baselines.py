@@ -9,7 +9,6 @@ import dataclasses
 import importlib
 import importlib.util
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from nn_train.calibration import choose_threshold
+from nn_train.crew import usable_cores
 from nn_train.errors import ConfigError, short
 from nn_train.metrics import compute_metrics
 from nn_train.pulse import pulse
@@ -187,9 +187,7 @@ def _fit_targets(fit: Fit, data: BaselineData, seed: int) -> Predict:
 
 def count_threads(num_rows: int) -> int:
     """Threads to fit on so many rows: one, or the cores that this process may use."""
-    if num_rows < MANY_ROWS:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if num_rows < MANY_ROWS else usable_cores()
 
 
 def _fit_dummy(data: BaselineData, task: Task, num_classes: int, seed: int) -> Predict:

@@ -90,17 +90,22 @@ def last_error(log: Path) -> str:
 
 
 @contextmanager
-def owned_folder(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder for one command at a time. Raises RunFolderError."""
+def owned_folder(folder: Path, what: str, *, other: str = "--dir OTHER") -> Iterator[None]:
+    """Hold a folder for one command at a time; `other` is the option for another one. Raises RunFolderError."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunFolderError(
-            f"another process runs this {what}", where=str(folder), fix="wait for it, or --dir OTHER"
+            f"another process runs this {what}", where=str(folder), fix=f"wait for it, or {other}"
         ) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
