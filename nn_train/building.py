@@ -71,7 +71,7 @@ def build_rows(config: Config, folder: Path, *, content: str) -> None:
     for name, data in preprocessor.to_bytes().items():
         write_file(folder / name, data)
     ids = table.with_format("arrow").select_columns(list(schema.id_columns))[:] if schema.id_columns else pa.table({})
-    truth = pd.DataFrame({name: _id_values(ids.column(name)) for name in ids.column_names}, index=frame.index)
+    truth = pd.DataFrame({name: id_values(ids.column(name)) for name in ids.column_names}, index=frame.index)
     truth = truth.rename(columns=schema.id_names())
     truth.insert(0, "row", np.arange(len(frame)))
     for column, name in zip(schema.target.truth_names, schema.target.names, strict=True):
@@ -117,7 +117,7 @@ def _refuse_far_target(encoded: Encoded, target: np.ndarray, data: DataConfig) -
         )
 
 
-def _id_values(column: pa.ChunkedArray) -> pd.Series:
+def id_values(column: pa.ChunkedArray) -> pd.Series:
     """Values of an id column as pandas and Parquet take them: as they are, or else as text."""
     if pa.types.is_nested(column.type):
         return pd.Series([None if value is None else str(value) for value in column.to_pylist()], dtype=object)

@@ -7,6 +7,7 @@ same files, so that they hold one copy of a table between them.
 """
 
 import dataclasses
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import AcquireReturnProxy, BaseFileLock, FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor
 
 from nn_train.errors import DataError
 from nn_train.placement import Placement
-from nn_train.pulse import pulse
 from nn_train.schema import Split
+from nn_train.together import acquire
 
 DONE_FILE = "complete"
 COLUMNS = ("x_num", "x_cat", "y", "weight")
@@ -110,7 +111,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     if (folder / DONE_FILE).exists():
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _acquire(FileLock(f"{folder}.lock")):
+    with acquire(FileLock(f"{folder}.lock")):
         if (folder / DONE_FILE).exists():
             return False
         temporary = folder.with_name(f".{folder.name}.building")  # the lock makes it this process's own
@@ -126,11 +127,23 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     return True
 
 
-def _acquire(lock: BaseFileLock) -> AcquireReturnProxy:
-    while True:
-        pulse.beat()  # the one that is waited for ends, or the watchdog ends it
-        with suppress(Timeout):
-            return lock.acquire(timeout=1.0)
+def build_together(folder: Path, build: Callable[[Path], None]) -> bool:
+    """As `build_once`, with all processes that come at the work: `build` shares it out, and returns when all is done.
+
+    What a crash leaves is gone on with. Returns True if this call took part.
+    """
+    if (folder / DONE_FILE).exists():
+        return False
+    temporary = folder.with_name(f".{folder.name}.shared")
+    temporary.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):  # another process was the last one, and has moved it already
+        build(temporary)
+    with acquire(FileLock(f"{folder}.lock")):
+        if not (folder / DONE_FILE).exists():
+            (temporary / DONE_FILE).touch()
+            shutil.rmtree(folder, ignore_errors=True)  # one without the done file
+            os.replace(temporary, folder)
+    return True
 
 
 def rows_file(folder: Path, split: Split, column: str) -> Path:
@@ -146,6 +159,33 @@ def truth_file(folder: Path, split: Split) -> Path:
 def features_file(folder: Path, split: Split) -> Path:
     """The features of a split's rows as the table holds them: what the report shows of the worst."""
     return folder / f"{split}.features.parquet"
+
+
+class RowsWriter:
+    """Files of a split's packed rows, made in their full size, whose parts are written by any process at its place."""
+
+    def __init__(self, folder: Path, split: Split, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]):
+        """`shapes` and `dtypes` are by column those of the whole file."""
+        self.files = {name: rows_file(folder, split, name) for name in shapes}
+        self.shapes = shapes
+        self.dtypes = dtypes
+
+    def make(self) -> None:
+        """Make the files; what is in them is nothing yet."""
+        for name, file in self.files.items():
+            values = np.lib.format.open_memmap(file, mode="w+", dtype=self.dtypes[name], shape=self.shapes[name])
+            del values
+
+    def write(self, first_row: int, columns: Mapping[str, np.ndarray]) -> None:
+        """Put rows to their place, on the disk when this returns."""
+        for name, values in columns.items():
+            whole = np.dtype(self.dtypes[name])
+            row_bytes = whole.itemsize * math.prod(self.shapes[name][1:])
+            data = np.ascontiguousarray(values, dtype=whole)
+            with self.files[name].open("r+b") as stream:
+                size = self.files[name].stat().st_size - row_bytes * self.shapes[name][0]
+                stream.seek(size + first_row * row_bytes)
+                stream.write(data.data)
 
 
 def save_rows(folder: Path, split: Split, columns: Mapping[str, np.ndarray]) -> None:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from nn_train.packed import CPU, PackedRows, build_once, features_file, load_rows, packed_bytes, truth_file
+from nn_train.packed import (
+    CPU,
+    DONE_FILE,
+    PackedRows,
+    build_once,
+    build_together,
+    features_file,
+    load_rows,
+    packed_bytes,
+    truth_file,
+)
 from nn_train.placement import Placement, choose_placement
 from nn_train.preprocessor import Preprocessor
 from nn_train.pulse import pulse
@@ -26,6 +36,8 @@ if TYPE_CHECKING:
 CODE = ("table_files", "table_text", "table", "values", "inference_target", "row_weights", "inference", "splits",
         "splitting", "preprocessor", "preprocessing", "packed", "doubts", "building", "preparation")  # fmt: skip
 LIBRARIES = ("scikit-learn", "numpy", "pandas", "pyarrow")  # and on these
+MOST_WHOLE_CELLS = 50_000_000  # values of a table up to which it is prepared as a whole
+LEAST_STREAM_BYTES = 20 << 20  # of its files
 KEPT_FILES = ("schema.json", "data.json", "splits.npz", "preprocessor.json", "preprocessor.safetensors")
 
 
@@ -73,7 +85,7 @@ class PreparedData:
 
     def files(self) -> list[tuple[str, bytes]]:
         """What the run folder keeps of the preparation."""
-        files = {name: (self.folder / name).read_bytes() for name in KEPT_FILES}
+        files = {name: (self.folder / name).read_bytes() for name in KEPT_FILES if (self.folder / name).exists()}
         if self.schema.target.quantiles:  # packed rows know nothing of how they will be learned
             text = json.dumps(self.schema.to_json(), indent=2, ensure_ascii=False) + "\n"
             files |= self.preprocessor.to_bytes() | {"schema.json": text.encode()}
@@ -87,7 +99,8 @@ def prepare_data(config: Config) -> PreparedData:
         DataError: the table cannot be read, split or encoded as the config says.
     """
     pulse.mark("preprocess")
-    content = "-".join(fingerprint(find_files(path, key=key)) for key, path in input_paths(config))
+    known = cache_dir(config.data) / "fingerprints"
+    content = "-".join(fingerprint(find_files(path, key=key), known) for key, path in input_paths(config))
     key = _cache_key(config, content)
     folder = cache_dir(config.data) / "packed" / key
 
@@ -95,9 +108,15 @@ def prepare_data(config: Config) -> PreparedData:
         from nn_train.building import build_rows  # what it needs takes a second to import, and most starts find rows
 
         build_rows(config, target, content=content)
-        pulse.mark("pack")
 
-    built = build_once(folder, build)
+    def build_shared(target: Path) -> None:
+        from nn_train.building_shards import build_shards  # as above
+
+        build_shards(config, target, content=content)
+
+    is_stream = not (folder / DONE_FILE).exists() and _is_streamed(config)
+    built = build_together(folder, build_shared) if is_stream else build_once(folder, build)
+    pulse.mark("pack")
     schema = TableSchema.from_json(read_json(folder / "schema.json"))
     fitted = Preprocessor.load(folder)
     if config.train.loss == "quantile" and schema.target.task == "regression":
@@ -110,6 +129,20 @@ def prepare_data(config: Config) -> PreparedData:
         info=read_json(folder / "data.json"),
         was_cached=not built,
     )
+
+
+def _is_streamed(config: Config) -> bool:
+    """Is the table prepared as a stream? Told by its size alone, so that it is the same everywhere."""
+    if config.data.preparation != "auto":
+        return config.data.preparation == "stream"
+    if config.data.max_rows is not None:
+        return False
+    files = [file for key, path in input_paths(config) for file in find_files(path, key=key)]
+    if sum(file.stat().st_size for file in files) < LEAST_STREAM_BYTES:  # whatever they hold: most starts end here
+        return False
+    from nn_train.shards import num_cells
+
+    return num_cells(files, config.data) > MOST_WHOLE_CELLS
 
 
 def _cache_key(config: Config, content: str) -> str:

@@ -1,7 +1,7 @@
 """Fits the preprocessor: scales, fill values, levels and bins, learned from the train rows alone."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,20 @@ from nn_train.settings import PreprocessConfig
 FEWEST_LEVEL_ROWS, MOST_LEVEL_ROWS = 5, 500  # that a level of a category needs, by the rows of the table
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainFacts:
+    """What is known of all train rows, where only a sample of them is there to fit on.
+
+    `levels` are by column the levels and their rows, `has_missing` the columns with a gap, `target` the mean and
+    deviation of a regression's.
+    """
+
+    num_rows: int
+    levels: Mapping[str, Mapping[str, int]]
+    has_missing: frozenset[str]
+    target: tuple[Any, Any]
+
+
 def fit_preprocessor(
     train: pd.DataFrame,
     schema: TableSchema,
@@ -34,8 +48,11 @@ def fit_preprocessor(
     *,
     has_tree_bins: bool = False,
     where: str = "",
+    facts: TrainFacts | None = None,
 ) -> Preprocessor:
     """Learn scaling, fill values, levels and bins from the typed train rows; errors name the table by `where`.
+
+    With `facts` of all train rows, `train` is a sample of them.
 
     Bins are quantiles, or with `has_tree_bins` what a decision tree splits a column at to tell the target.
 
@@ -43,11 +60,11 @@ def fit_preprocessor(
         DataError: no column is left that tells the train rows apart.
     """
     dropped: dict[str, str] = {}
-    numeric, raw = _choose_numeric(train, schema.features, config, dropped)
+    numeric, raw = _choose_numeric(train, schema.features, config, dropped, facts)
     target = schema.target.take(train)
     make_edges = _tree_edges(target, schema.target.task) if has_tree_bins else bin_edges
     arrays = _fit_numeric(raw, config, make_edges) if numeric else {}
-    categorical = _choose_categories(train, schema.features, config, dropped)
+    categorical = _choose_categories(train, schema.features, config, dropped, facts)
     if not numeric and not categorical:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped.items())
         raise DataError(
@@ -56,7 +73,9 @@ def fit_preprocessor(
             fix="lower preprocess.min_level_rows or drop less",
         )
     is_regression = schema.target.task == "regression"
-    centres = _centre(target.astype(np.float64)) if is_regression else (0.0, 1.0)
+    centres = (0.0, 1.0)
+    if is_regression:
+        centres = _centre(target.astype(np.float64)) if facts is None else facts.target
     return Preprocessor(
         scaler=config.scaler,
         numeric=numeric,
@@ -80,7 +99,11 @@ def _centre(target: np.ndarray) -> tuple[Any, Any]:
 
 
 def _choose_numeric(
-    train: pd.DataFrame, features: tuple[ColumnSpec, ...], config: PreprocessConfig, dropped: dict[str, str]
+    train: pd.DataFrame,
+    features: tuple[ColumnSpec, ...],
+    config: PreprocessConfig,
+    dropped: dict[str, str],
+    facts: TrainFacts | None,
 ) -> tuple[tuple[NumericInput, ...], np.ndarray]:
     inputs = [
         NumericInput(column=spec.name, part=part)
@@ -98,8 +121,9 @@ def _choose_numeric(
         elif _span(present, config.scaler) <= max(config.near_constant, FINEST):
             dropped[column.name] = "near-constant in the train rows"
         else:
-            has_missing = len(present) < len(raw) and config.indicators and column.part in ("", "days")
-            inputs[index] = dataclasses.replace(column, has_indicator=has_missing)
+            has_missing = len(present) < len(raw) or (facts is not None and column.column in facts.has_missing)
+            has_indicator = has_missing and config.indicators and column.part in ("", "days")
+            inputs[index] = dataclasses.replace(column, has_indicator=has_indicator)
             kept.append(index)
     return tuple(inputs[index] for index in kept), raw[:, kept]
 
@@ -207,15 +231,23 @@ def level_rows(setting: int | Literal["auto"], num_rows: int) -> int:
 
 
 def _choose_categories(
-    train: pd.DataFrame, features: tuple[ColumnSpec, ...], config: PreprocessConfig, dropped: dict[str, str]
+    train: pd.DataFrame,
+    features: tuple[ColumnSpec, ...],
+    config: PreprocessConfig,
+    dropped: dict[str, str],
+    facts: TrainFacts | None,
 ) -> tuple[CategoricalInput, ...]:
     chosen = []
-    least = level_rows(config.min_level_rows, len(train))
+    least = level_rows(config.min_level_rows, len(train) if facts is None else facts.num_rows)
     for spec in features:
         if spec.kind not in ("categorical", "boolean"):
             continue
-        counts = train[spec.name].value_counts()
-        had_missing = bool(train[spec.name].isna().any())
+        if facts is None:
+            counts = train[spec.name].value_counts()
+            had_missing = bool(train[spec.name].isna().any())
+        else:
+            counts = pd.Series(dict(facts.levels[spec.name]), dtype=np.int64)
+            had_missing = spec.name in facts.has_missing
         if config.hash_buckets and len(counts) > config.max_levels:
             buckets = config.hash_buckets
             chosen.append(CategoricalInput(column=spec.name, levels=(), had_missing=had_missing, num_buckets=buckets))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nn_train.errors import DataError, short
-from nn_train.schema import TargetSpec
+from nn_train.schema import Levels, TargetSpec
 from nn_train.tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -137,9 +137,10 @@ class Preprocessor:
         """Encode typed columns; unseen levels and missing values never fail and never give NaN."""
         return self.transform_columns({name: frame[name].to_numpy() for name in frame.columns}, num_rows=len(frame))
 
-    def transform_columns(self, columns: Mapping[str, np.ndarray], *, num_rows: int) -> Encoded:
-        """As `transform`, for columns that lie in no frame."""
-        raw = numeric_matrix(columns, self.numeric, num_rows=num_rows)
+    def transform_columns(self, columns: Mapping[str, np.ndarray | Levels], *, num_rows: int) -> Encoded:
+        """As `transform`, for columns that lie in no frame, those of levels also in short."""
+        numbers = {name: values for name, values in columns.items() if isinstance(values, np.ndarray)}
+        raw = numeric_matrix(numbers, self.numeric, num_rows=num_rows)
         x_num = (
             fill_gaps(scale_numbers(raw, self.arrays, is_bent=self.is_bent), self.arrays["fill"])
             if self.numeric
@@ -293,7 +294,10 @@ def fill_gaps(scaled: np.ndarray, fill: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(scaled), fill, scaled).astype(np.float32)
 
 
-def _codes(values: np.ndarray, column: CategoricalInput) -> np.ndarray:
+def _codes(values: np.ndarray | Levels, column: CategoricalInput) -> np.ndarray:
+    if isinstance(values, Levels):  # the codes of its names, and of a missing one behind them
+        names = np.array([*values.names, None], dtype=object)
+        return _codes(names, column)[values.places]
     if column.num_buckets:
         positions = _buckets(values, column.num_buckets)
     else:

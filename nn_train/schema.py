@@ -36,6 +36,14 @@ class ColumnSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Levels:
+    """A column of levels in short: `names`, each once, and for each row its place among them (B,), -1 for none."""
+
+    names: tuple[str, ...]
+    places: "np.ndarray"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetSpec:
     """The column to predict, or the columns of a regression of several targets at once.
 

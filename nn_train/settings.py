@@ -258,6 +258,12 @@ class DataConfig(Section):
     """Use only the first rows of the table; default: all."""
     cache_dir: str | None = None
     """Folder for packed rows; default: $XDG_CACHE_HOME/nn_train or ~/.cache/nn_train."""
+    preparation: Literal["auto", "whole", "stream"] = "auto"
+    """How packed rows are made: from the `whole` table in memory, or as a `stream`, by all processes together and in
+    memory that does not grow with the rows; scales and bins are then fitted on a sample of the train rows, and rows go
+    to splits by a hash. `auto`: whole up to 50 million values, else a stream."""
+    bad_shards: Literal["stop", "skip"] = "stop"
+    """What a stream does with a file or row group that cannot be read: `stop` and name it, or `skip` and count it."""
     placement: Literal["auto", "device", "memory", "disk"] = "auto"
     """Where packed rows are while the run reads them: on the accelerator (of a CPU, a copy for each process), in
     `memory`, one copy for the processes of a machine, or on the `disk`. `auto`: the first of these with room for them.

@@ -1,5 +1,8 @@
 """From files to rows: one table as a `datasets.Dataset`, or an error that names the file and the row."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import datasets
@@ -20,6 +23,7 @@ from nn_train.table_files import (
     reason,
     refuse_damage,
     refuse_duplicates,
+    refuse_other_columns,
 )
 from nn_train.table_text import BLOCK_BYTES, line_of_row, read_header, read_text
 
@@ -35,7 +39,8 @@ def read_table(data: DataConfig, path: str | None = None) -> datasets.Dataset:
     for file in find_files(path or data.path):
         part = _read_file(file, data)
         if parts:
-            part = _like_first(part, parts[0], file)
+            refuse_other_columns(part.schema, parts[0].schema, file)
+            part = part.select(parts[0].column_names)
         parts.append(part)
         num_rows += len(part)
         if data.max_rows is not None and num_rows >= data.max_rows:
@@ -44,8 +49,23 @@ def read_table(data: DataConfig, path: str | None = None) -> datasets.Dataset:
     return datasets.Dataset(table if data.max_rows is None else table.slice(0, data.max_rows))
 
 
+_NAMES: ContextVar[Callable[[int], str] | None] = ContextVar("names of rows", default=None)
+
+
+@contextmanager
+def rows_named(name: Callable[[int], str]) -> Iterator[None]:
+    """What `name_row` says while a part of a table is looked at: its rows are not those of the whole."""
+    token = _NAMES.set(name)
+    try:
+        yield
+    finally:
+        _NAMES.reset(token)
+
+
 def name_row(data: DataConfig, row: int) -> str:
     """Where a row (from 0) of the table stands, for a person: `line 18 of table.csv`."""
+    if (name := _NAMES.get()) is not None:
+        return name(row)
     for file in find_files(data.path):
         num_rows = len(_read_file(file, data))
         if row < num_rows:
@@ -55,29 +75,6 @@ def name_row(data: DataConfig, row: int) -> str:
             return f"line {line_of_row(file, data, read_header(file, data, kind), row)} of {file.name}"
         row -= num_rows
     return f"row {row + 1} of the tables that follow"
-
-
-def _like_first(part: pa.Table, first: pa.Table, file: Path) -> pa.Table:
-    """The columns of a shard in the order of the first one, or an error that says what differs."""
-    fix = "give every shard the same columns"
-    for name in first.column_names:
-        if name not in part.column_names:
-            raise DataError(f"column '{short(name)}' of the first shard is missing", where=str(file), fix=fix)
-    for name in part.column_names:
-        if name not in first.column_names:
-            raise DataError(f"column '{short(name)}' is not in the first shard", where=str(file), fix=fix)
-    part = part.select(first.column_names)
-    for name in first.column_names:
-        kinds = [first.schema.field(name).type, part.schema.field(name).type]
-        try:
-            pa.unify_schemas([pa.schema({name: kind}) for kind in kinds], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            raise DataError(
-                f"column '{short(name)}' holds {short(str(kinds[1]))}, and {short(str(kinds[0]))} in the first shard",
-                where=str(file),
-                fix="give the column one type in every shard",
-            ) from None
-    return part
 
 
 def _join(parts: list[pa.Table], path: str) -> pa.Table:

@@ -5,21 +5,24 @@ import difflib
 import glob
 import gzip
 import hashlib
+import json
 import lzma
 import os
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from filelock import FileLock
 
 from nn_train.errors import DataError, short
 from nn_train.pulse import pulse
 from nn_train.settings import Config, DataConfig
+from nn_train.together import acquire
 
 FORMATS = {
     ".csv": "csv",
@@ -38,6 +41,7 @@ FORMATS = {
 }
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
 TEXT_FORMATS = ("csv", "tsv")
+LARGE_FILE_BYTES = 64 << 20
 
 
 def input_paths(config: Config) -> list[tuple[str, str]]:
@@ -86,20 +90,55 @@ def suffix_of(path: Path) -> str:
     return Path(path.stem).suffix.lower() if compression_of(path) else path.suffix.lower()
 
 
-def fingerprint(files: list[Path]) -> str:
+def fingerprint(files: list[Path], known: Path | None = None) -> str:
     """A digest of the files' content and formats, in their order; where they lie does not count.
+
+    With a folder `known` large files are read once: what was found of one is kept there with its size and its time of
+    change, and holds while both are the same.
 
     Raises:
         DataError: a file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
-        with readable(file), file.open("rb") as stream:
-            digest.update(f"{suffix_of(file)}{compression_of(file)}\0{file.stat().st_size}\0".encode())
-            while block := stream.read(1 << 20):
-                pulse.beat()
-                digest.update(block)
+        with readable(file):
+            size = file.stat().st_size
+            digest.update(f"{suffix_of(file)}{compression_of(file)}\0{size}\0".encode())
+            if size < LARGE_FILE_BYTES:
+                _digest_into(digest, file)
+            else:
+                digest.update(_read_digest(file) if known is None else _known_digest(file, known))
     return digest.hexdigest()
+
+
+def _digest_into(digest: "hashlib.blake2b", file: Path) -> None:
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            pulse.beat()
+            digest.update(block)
+
+
+def _read_digest(file: Path) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    _digest_into(digest, file)
+    return digest.digest()
+
+
+def _known_digest(file: Path, known: Path) -> bytes:
+    name = hashlib.blake2b(os.fsencode(file.absolute()), digest_size=12).hexdigest()
+    known.mkdir(parents=True, exist_ok=True)
+    note = known / f"{name}.json"
+    with acquire(FileLock(known / f"{name}.lock")):  # processes that start together read it once
+        stamp = [file.stat().st_size, file.stat().st_mtime_ns]
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(note.read_text(encoding="utf-8"))
+            if found["stamp"] == stamp:
+                return bytes.fromhex(found["digest"])
+        digest = _read_digest(file)
+        temporary = note.with_suffix(".tmp")  # the lock makes it this process's own
+        temporary.write_text(json.dumps({"stamp": stamp, "digest": digest.hex()}), encoding="utf-8")
+        os.replace(temporary, note)
+    return digest
 
 
 def cache_dir(data: DataConfig) -> Path:
@@ -175,6 +214,27 @@ def refuse_duplicates(names: list[str], file: Path) -> None:
                 fix="rename one of them",
             )
         first[name] = index
+
+
+def refuse_other_columns(schema: pa.Schema, first: pa.Schema, file: Path) -> None:
+    """Raise DataError where a shard has not the columns of the first one, or types that do not go with theirs."""
+    fix = "give every shard the same columns"
+    for name in first.names:
+        if name not in schema.names:
+            raise DataError(f"column '{short(name)}' of the first shard is missing", where=str(file), fix=fix)
+    for name in schema.names:
+        if name not in first.names:
+            raise DataError(f"column '{short(name)}' is not in the first shard", where=str(file), fix=fix)
+    for name in first.names:
+        kinds = [first.field(name).type, schema.field(name).type]
+        try:
+            pa.unify_schemas([pa.schema({name: kind}) for kind in kinds], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            raise DataError(
+                f"column '{short(name)}' holds {short(str(kinds[1]))}, and {short(str(kinds[0]))} in the first shard",
+                where=str(file),
+                fix="give the column one type in every shard",
+            ) from None
 
 
 @contextmanager

@@ -1,0 +1,198 @@
+"""Packed rows of a table larger than memory, made by all processes that come at the work, of one job or of several.
+
+    first look -> survey of every unit -> fit on their sum and on a sample -> every unit encoded to its place
+
+Each arrow is a file in a folder that all of them see. A unit is surveyed and encoded by whoever claims it; the first
+look and the fit are pieces of work like any other, done by one. Memory holds a piece of a unit, and the sample.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from nn_train.building import id_values
+from nn_train.errors import DataError
+from nn_train.packed import features_file, truth_file
+from nn_train.preprocessor import FARTHEST
+from nn_train.pulse import pulse
+from nn_train.row_hash import row_hashes
+from nn_train.row_weights import check_weights, row_weigher
+from nn_train.run_folder import read_json, write_file
+from nn_train.schema import SPLITS, Split
+from nn_train.settings import Config
+from nn_train.shard_fit import Fitted, fit_shards, rows_writer
+from nn_train.shard_plan import Plan, make_plan
+from nn_train.shard_splits import Dealer
+from nn_train.shards import ShardError, Unit, read_part
+from nn_train.survey import Survey, survey_piece
+from nn_train.table import rows_named
+from nn_train.together import share_out
+from nn_train.values import short_columns, typed_frame
+
+JUDGED: tuple[Split, ...] = ("val", "test")
+
+
+def build_shards(config: Config, folder: Path, *, content: str) -> None:
+    """Take part in filling `folder` with the packed rows of the run's tables, until all of it is there.
+
+    Raises:
+        DataError: a shard cannot be read, or the table cannot be split or encoded as the config says.
+    """
+    share_out(folder, "look", [0], lambda _: make_plan(config, folder))
+    plan = Plan.load(folder)
+    survey = _Surveyor(config, folder, plan)
+    share_out(folder, "survey", range(len(plan.units)), survey.survey)
+    share_out(folder, "fit", [0], lambda _: fit_shards(config, folder, plan, content=content))
+    encoder = _Encoder(config, folder, plan, Fitted.load(folder))
+    share_out(folder, "encode", range(len(plan.units)), encoder.encode)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """Some rows of a unit: raw, with their hashes and the number of the first one in its file."""
+
+    unit: Unit
+    first_row: int
+    rows: pa.Table
+    hashes: np.ndarray
+
+    def name_row(self, row: int) -> str:
+        """A row for a person."""
+        return f"row {self.first_row + row + 1} of {self.unit.file.name}"
+
+
+class _Reader:
+    """Reads the pieces of units as the plan says."""
+
+    def __init__(self, config: Config, folder: Path, plan: Plan):
+        self.config = config
+        self.folder = folder
+        self.plan = plan
+        self.dealer = Dealer(config, plan.schema, plan.cuts)
+
+    def pieces(self, unit: Unit, part: int) -> Iterator[_Piece]:
+        """The rows of a part, in order."""
+        before = unit.part_rows[: part - unit.first_part] if unit.part_rows is not None else ()
+        row = unit.first_row + sum(before)
+        for rows in read_part(unit, part, self.config.data, columns=self.plan.columns):
+            pulse.beat()
+            if len(rows):
+                seed = self.config.split.seed
+                hashes = row_hashes(seed=seed, file_number=unit.file_number, first_row=row, num_rows=len(rows))
+                yield _Piece(unit, row, rows, hashes)
+            row += len(rows)
+
+    def deal(self, piece: _Piece) -> np.ndarray:
+        """The split of each row as its place in SPLITS."""
+        with rows_named(piece.name_row):
+            return self.dealer.deal(piece.rows, piece.hashes, piece.unit)
+
+
+class _Surveyor(_Reader):
+    def survey(self, number: int) -> None:
+        """Survey a unit, and leave what was found out in the folder."""
+        unit, found = self.plan.units[number], Survey()
+        for part in unit.parts:
+            own = Survey()
+            try:
+                for piece in self.pieces(unit, part):
+                    own.add(self._survey_piece(piece))
+            except ShardError as error:
+                if self.config.data.bad_shards == "stop":
+                    raise
+                found.bad_parts[str(part)] = f"{error.where}: {error.what}"
+                continue
+            if own.sample is not None:
+                found.add(own)
+                found.thin_sample()
+        found.save(self.folder, f"survey-{number:06d}")
+
+    def _survey_piece(self, piece: _Piece) -> Survey:
+        data, schema = self.config.data, self.plan.schema
+        found = survey_piece(
+            piece.rows,
+            schema,
+            data,
+            split=self.deal(piece),
+            hashes=piece.hashes,
+            name_row=piece.name_row,
+            chance_below=self.plan.chance_below,
+        )
+        if data.weight is not None:
+            is_there = [piece.rows.column(name).is_valid().to_numpy() for name in schema.target.names]
+            with rows_named(piece.name_row):
+                check_weights(piece.rows.column(data.weight), np.logical_and.reduce(is_there), data)
+        return found
+
+
+class _Encoder(_Reader):
+    def __init__(self, config: Config, folder: Path, plan: Plan, fitted: Fitted):
+        super().__init__(config, folder, plan)
+        self.fitted = fitted
+        preprocessor = fitted.preprocessor
+        self.writers = {split: rows_writer(folder, split, preprocessor, config, fitted.rows[split]) for split in SPLITS}
+
+    def encode(self, number: int) -> None:
+        """Encode the rows of a unit to their places."""
+        unit = self.plan.units[number]
+        bad = read_json(self.folder / f"survey-{number:06d}.json")["bad_parts"]
+        places = dict(zip(SPLITS, self.fitted.places[number], strict=True))
+        truths: dict[Split, list[pd.DataFrame]] = {split: [] for split in JUDGED}
+        features: list[pd.DataFrame] = []
+        for part in unit.parts:
+            for piece in self.pieces(unit, part) if str(part) not in bad else ():
+                split, columns = self._encode_piece(piece)
+                for place, name in enumerate(SPLITS):
+                    rows = np.flatnonzero(split == place)
+                    self.writers[name].write(places[name], {key: values[rows] for key, values in columns.items()})
+                    places[name] += len(rows)
+                    if name in JUDGED and len(rows):
+                        kept = piece.rows.take(pa.array(rows))
+                        truths[name].append(self._truth(kept, rows + piece.first_row, unit))
+                        if name == "test":
+                            features.append(self._features(kept))
+        for name, frames in truths.items():
+            _write_frames(frames, truth_file(self.folder, name) / f"{number:06d}.parquet")
+        _write_frames(features, features_file(self.folder, "test") / f"{number:06d}.parquet")
+
+    def _encode_piece(self, piece: _Piece) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The split of each row, -1 for one without a target, and the packed columns."""
+        data, target = self.config.data, self.fitted.schema.target
+        columns = short_columns(piece.rows, self.fitted.schema, data)
+        has_target = np.logical_and.reduce([~pd.isna(np.asarray(columns[name])) for name in target.names])
+        encoded = self.fitted.preprocessor.transform_columns(columns, num_rows=len(piece.rows))
+        assert encoded.y is not None
+        if target.task == "regression" and (np.abs(encoded.y[has_target]) > FARTHEST).any():
+            raise DataError(
+                f"the target holds a value in {piece.unit.file.name} that is more than {FARTHEST:g} deviations away "
+                "from the train rows",
+                where=data.path,
+                fix="correct it or leave the row out",
+            )
+        packed = {"x_num": encoded.x_num, "x_cat": encoded.x_cat, "y": encoded.y}
+        weigh = row_weigher(data)
+        split = np.where(has_target, self.deal(piece), -1)
+        return split, packed if weigh is None else packed | {"weight": weigh(piece.rows)}
+
+    def _truth(self, kept: pa.Table, rows: np.ndarray, unit: Unit) -> pd.DataFrame:
+        schema = self.fitted.schema
+        truth = pd.DataFrame({name: id_values(kept.column(name)) for name in schema.id_columns})
+        truth = truth.rename(columns=schema.id_names())
+        truth.insert(0, "row", rows + self.fitted.first_rows[unit.file_number])
+        targets = typed_frame(kept, dataclasses.replace(schema, columns=()), self.config.data)
+        for column, name in zip(schema.target.truth_names, schema.target.names, strict=True):
+            truth[column] = targets[name].to_numpy()
+        return truth
+
+    def _features(self, kept: pa.Table) -> pd.DataFrame:
+        frame = typed_frame(kept, self.fitted.schema, self.config.data)
+        return frame[[spec.name for spec in self.fitted.schema.features]]
+
+
+def _write_frames(frames: list[pd.DataFrame], file: Path) -> None:
+    if frames:
+        write_file(file, pd.concat(frames, ignore_index=True).to_parquet(None, index=False))

@@ -1,0 +1,167 @@
+"""The pieces of work of a large table: whole files, or some row groups of a Parquet file, each read by itself."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nn_train.errors import DataError
+from nn_train.schema import Split
+from nn_train.settings import Config, DataConfig
+from nn_train.table_files import (
+    file_format,
+    find_files,
+    input_paths,
+    plain_column,
+    readable,
+    reason,
+    refuse_damage,
+    refuse_duplicates,
+    refuse_other_columns,
+)
+from nn_train.table_stream import read_pieces
+
+UNIT_ROWS = 1 << 19  # a unit of a Parquet file has so many rows or a few more
+PIECE_ROWS = 1 << 16  # that are in memory at a time
+OF_FILES: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Rows that one process reads together.
+
+    `part_rows` are the rows of each row group of a Parquet file from `first_part` on; None is a whole file of another
+    format, whose rows are not counted before it is read. `split` is that of a table of its own (split.method=files).
+    """
+
+    number: int
+    file: Path
+    file_number: int
+    split: Split | None
+    first_part: int = 0
+    first_row: int = 0  # in its file
+    part_rows: tuple[int, ...] | None = None
+
+    @property
+    def parts(self) -> list[int]:
+        """What of a unit can be damaged by itself: its row groups; a file of another format is one part."""
+        return [0] if self.part_rows is None else [self.first_part + place for place in range(len(self.part_rows))]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return dataclasses.asdict(self) | {"file": str(self.file)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Unit":
+        """Rebuild what `to_json` wrote."""
+        rows = values["part_rows"]
+        return cls(**values | {"file": Path(values["file"]), "part_rows": None if rows is None else tuple(rows)})
+
+
+def plan_units(config: Config) -> list[Unit]:
+    """The units of all tables of a run, in their order; `data.max_rows` ends them where rows are counted.
+
+    Raises:
+        DataError: a file cannot be read, or its columns are not those of the first one.
+    """
+    units: list[Unit] = []
+    first: pa.Schema | None = None
+    file_number = 0
+    for (key, path), split in zip(input_paths(config), OF_FILES, strict=False):
+        for file in find_files(path, key=key):
+            whole = Unit(
+                number=len(units),
+                file=file,
+                file_number=file_number,
+                split=split if config.split.method == "files" else None,
+            )
+            if file_format(file, config.data) == "parquet":
+                metadata, schema = _read_footer(file)
+                first = first or schema
+                refuse_other_columns(schema, first, file)
+                units += _row_groups(metadata, whole)
+            else:
+                units.append(whole)
+            file_number += 1
+    return units
+
+
+def _read_footer(file: Path) -> tuple[Any, pa.Schema]:
+    try:
+        with readable(file), pq.ParquetFile(file) as parquet:
+            refuse_duplicates(parquet.schema_arrow.names, file)
+            return parquet.metadata, parquet.schema_arrow
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(
+            f"this is not a whole Parquet file: its end cannot be read: {reason(error)}",
+            where=str(file),
+            fix="write or copy it again, or take it out of the folder",
+        ) from None
+
+
+def _row_groups(metadata: Any, whole: Unit) -> Iterator[Unit]:
+    """A Parquet file in units of neighbouring row groups."""
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    number, start, first_row = whole.number, 0, 0
+    for group in range(len(sizes)):
+        rows = tuple(sizes[start : group + 1])
+        if sum(rows) >= UNIT_ROWS or group + 1 == len(sizes):
+            yield dataclasses.replace(whole, number=number, first_part=start, first_row=first_row, part_rows=rows)
+            number, start, first_row = number + 1, group + 1, first_row + sum(rows)
+
+
+class ShardError(DataError):
+    """A part of a table that cannot be read."""
+
+
+def read_part(unit: Unit, part: int, data: DataConfig, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of a part in pieces, in their order.
+
+    Raises:
+        ShardError: naming the file, and the row group where there is one.
+    """
+    try:
+        yield from _read_file(unit, data, columns) if unit.part_rows is None else _read_group(unit, part, columns)
+    except DataError as error:
+        fix = f"{error.fix}; or data.bad_shards=skip leaves such parts of a table out"
+        raise ShardError(error.what, where=error.where, fix=fix) from None
+
+
+def _read_file(unit: Unit, data: DataConfig, columns: list[str] | None) -> Iterator[pa.Table]:
+    for piece in read_pieces([unit.file], data, num_rows=PIECE_ROWS):
+        yield piece if columns is None else piece.select(columns)
+
+
+def _read_group(unit: Unit, group: int, columns: list[str] | None) -> Iterator[pa.Table]:
+    try:
+        with readable(unit.file), pq.ParquetFile(unit.file, memory_map=True) as parquet:
+            table = parquet.read_row_group(group, columns=columns)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"row group {group} cannot be read: {reason(error)}",
+            where=str(unit.file),
+            fix="write or copy the file again",
+        ) from None
+    refuse_damage(table, unit.file)
+    table = pa.table({name: plain_column(table.column(name)) for name in table.column_names})
+    for start in range(0, len(table), PIECE_ROWS):
+        yield table.slice(start, PIECE_ROWS)
+
+
+def num_cells(files: list[Path], data: DataConfig) -> float:
+    """Values of a table, as far as they are told without reading it: in text one has about eight bytes.
+
+    Raises:
+        DataError: a Parquet file's end cannot be read.
+    """
+    cells = 0.0
+    for file in files:
+        if file_format(file, data) == "parquet":
+            metadata, _ = _read_footer(file)
+            cells += metadata.num_rows * metadata.num_columns
+        else:
+            cells += file.stat().st_size / 8
+    return cells
