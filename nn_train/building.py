@@ -51,7 +51,12 @@ def build_rows(config: Config, folder: Path, *, content: str) -> None:
         refuse_all_zero(weight[splits.train], config.data, rows="every train row")
     pulse.beat()
     preprocessor = fit_preprocessor(
-        frame.iloc[splits.train], schema, config.preprocess, has_tree_bins=config.has_tree_bins, where=config.data.path
+        frame.iloc[splits.train],
+        schema,
+        config.preprocess,
+        has_tree_bins=config.has_tree_bins,
+        where=config.data.path,
+        later=frame.iloc[splits.val] if config.split.method == "time" else None,
     )
     pulse.beat()
     encoded = preprocessor.transform(frame)

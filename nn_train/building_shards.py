@@ -7,7 +7,12 @@ look and the fit are pieces of work like any other, done by one. Memory holds a 
 """
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from nn_train.building import id_values
+from nn_train.crew import usable_cores
 from nn_train.errors import DataError
 from nn_train.packed import features_file, truth_file
 from nn_train.preprocessor import FARTHEST
@@ -44,11 +50,43 @@ def build_shards(config: Config, folder: Path, *, content: str) -> None:
     """
     share_out(folder, "look", [0], lambda _: make_plan(config, folder))
     plan = Plan.load(folder)
-    survey = _Surveyor(config, folder, plan)
-    share_out(folder, "survey", range(len(plan.units)), survey.survey)
+    with _helpers(config, folder, content, num_units=len(plan.units)):
+        build_units(config, folder, content=content)
+
+
+def build_units(config: Config, folder: Path, *, content: str) -> None:
+    """All that follows the first look."""
+    plan = Plan.load(folder)
+    surveyor = _Surveyor(config, folder, plan)
+    share_out(folder, "survey", range(len(plan.units)), surveyor.survey)
     share_out(folder, "fit", [0], lambda _: fit_shards(config, folder, plan, content=content))
     encoder = _Encoder(config, folder, plan, Fitted.load(folder))
     share_out(folder, "encode", range(len(plan.units)), encoder.encode)
+
+
+@contextmanager
+def _helpers(config: Config, folder: Path, content: str, *, num_units: int) -> Iterator[None]:
+    """Processes of this machine's other cores that take part, where the launcher started fewer than there are cores."""
+    here = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    wanted = config.data.workers if isinstance(config.data.workers, int) else usable_cores() // here
+    job = {"config": config.model_dump(mode="json"), "folder": str(folder), "content": content, "parent": os.getpid()}
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", ""))))
+    command = [sys.executable, "-m", "nn_train.shard_helper"]
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        for _ in range(min(wanted, num_units) - 1):
+            own = os.environ | {"PYTHONPATH": path}
+            # a session of its own: Ctrl-C goes to who started it, and that one ends it
+            helper = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=own, start_new_session=True)
+            processes.append(helper)
+            assert helper.stdin is not None
+            helper.stdin.write(json.dumps(job))
+            helper.stdin.close()
+        yield
+    finally:  # with all done they end by themselves; after an error nobody needs their work
+        for helper in processes:
+            helper.terminate()
+            helper.wait()
 
 
 @dataclasses.dataclass(frozen=True)

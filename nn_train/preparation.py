@@ -147,7 +147,7 @@ def _is_streamed(config: Config) -> bool:
 
 def _cache_key(config: Config, content: str) -> str:
     settings = {
-        "data": config.data.model_dump(mode="json", exclude={"path", "cache_dir", "placement"}),
+        "data": config.data.model_dump(mode="json", exclude={"path", "cache_dir", "placement", "workers"}),
         "split": config.split.model_dump(mode="json", exclude={"val_path", "test_path"}),
         "preprocess": config.preprocess.model_dump(mode="json"),
         "has_tree_bins": config.has_tree_bins,

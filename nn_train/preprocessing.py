@@ -24,6 +24,8 @@ from nn_train.preprocessor import (
 from nn_train.schema import ColumnSpec, TableSchema, Task
 from nn_train.settings import PreprocessConfig
 
+BEYOND = 0.9  # share of later rows outside of the train rows' range that tells what only grows
+FEWEST_LATER = 30
 FEWEST_LEVEL_ROWS, MOST_LEVEL_ROWS = 5, 500  # that a level of a category needs, by the rows of the table
 
 
@@ -49,10 +51,12 @@ def fit_preprocessor(
     has_tree_bins: bool = False,
     where: str = "",
     facts: TrainFacts | None = None,
+    later: pd.DataFrame | None = None,
 ) -> Preprocessor:
     """Learn scaling, fill values, levels and bins from the typed train rows; errors name the table by `where`.
 
-    With `facts` of all train rows, `train` is a sample of them.
+    With `facts` of all train rows, `train` is a sample of them. `later` are validation rows of a split by time: numbers
+    that lie beyond the train rows there are left out, if the settings say so.
 
     Bins are quantiles, or with `has_tree_bins` what a decision tree splits a column at to tell the target.
 
@@ -61,6 +65,8 @@ def fit_preprocessor(
     """
     dropped: dict[str, str] = {}
     numeric, raw = _choose_numeric(train, schema.features, config, dropped, facts)
+    if later is not None and config.growing == "drop":
+        numeric, raw = _without_growing(numeric, raw, later, schema.features, dropped)
     target = schema.target.take(train)
     make_edges = _tree_edges(target, schema.target.task) if has_tree_bins else bin_edges
     arrays = _fit_numeric(raw, config, make_edges) if numeric else {}
@@ -126,6 +132,32 @@ def _choose_numeric(
             inputs[index] = dataclasses.replace(column, has_indicator=has_indicator)
             kept.append(index)
     return tuple(inputs[index] for index in kept), raw[:, kept]
+
+
+def _without_growing(
+    numeric: tuple[NumericInput, ...],
+    raw: np.ndarray,
+    later: pd.DataFrame,
+    features: tuple[ColumnSpec, ...],
+    dropped: dict[str, str],
+) -> tuple[tuple[NumericInput, ...], np.ndarray]:
+    """The inputs but those that only grow, or fall, with time: of later rows they tell nothing that was learned."""
+    new = numeric_matrix({c.column: later[c.column].to_numpy() for c in numeric}, numeric, num_rows=len(later))
+    kept = []
+    for index, column in enumerate(numeric):
+        known, values = (values[~np.isnan(values)] for values in (raw[:, index], new[:, index]))
+        share = 0.0
+        if len(values) >= FEWEST_LATER:
+            share = max(float((values > known.max()).mean()), float((values < known.min()).mean()))
+        if share < BEYOND:
+            kept.append(index)
+        else:
+            dropped[column.name] = f"{share:.0%} of the validation rows lie beyond the train rows: it grows with time"
+    if not kept and not any(spec.kind in ("categorical", "boolean") for spec in features):
+        for column in numeric:
+            del dropped[column.name]
+        return numeric, raw
+    return tuple(numeric[index] for index in kept), raw[:, kept]
 
 
 def _span(values: np.ndarray, scaler: str) -> float:

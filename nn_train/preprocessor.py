@@ -29,6 +29,7 @@ UNSEEN, MISSING, NUM_RESERVED = 0, 1, 2
 LARGEST = 1e6  # scaled values are cut here, so that a wild value cannot overflow float32 arithmetic
 FARTHEST = 1e15  # a standardised target that is farther away is refused: the sum of its squares would leave float32
 WILDEST = 1e100  # raw values are cut here, and below its inverse are zero, so that squares do not leave float64
+VALUES_TOGETHER = 2**16
 FINEST = 1e-30  # numbers that are closer together are one, so that the width of a bin does not underflow in float32
 BEND = 3.0  # what the smooth clip of `robust-clip` comes near to and never exceeds
 AFFINE = ("scale", "center")
@@ -139,14 +140,7 @@ class Preprocessor:
 
     def transform_columns(self, columns: Mapping[str, np.ndarray | Levels], *, num_rows: int) -> Encoded:
         """As `transform`, for columns that lie in no frame, those of levels also in short."""
-        numbers = {name: values for name, values in columns.items() if isinstance(values, np.ndarray)}
-        raw = numeric_matrix(numbers, self.numeric, num_rows=num_rows)
-        x_num = (
-            fill_gaps(scale_numbers(raw, self.arrays, is_bent=self.is_bent), self.arrays["fill"])
-            if self.numeric
-            else raw.astype(np.float32)
-        )
-        indicators = [np.isnan(raw[:, i]) + NUM_RESERVED for i, c in enumerate(self.numeric) if c.has_indicator]
+        x_num, indicators = self._encode_numbers(columns, num_rows=num_rows)
         codes = [_codes(columns[c.column], c) for c in self.categorical] + indicators
         x_cat = np.stack(codes, axis=1) if codes else np.zeros((num_rows, 0))
         return Encoded(
@@ -154,6 +148,23 @@ class Preprocessor:
             x_cat=x_cat.astype(np.int32),
             y=self._encode_target(self.target.take(columns)) if set(self.target.names) <= set(columns) else None,
         )
+
+    def _encode_numbers(
+        self, columns: Mapping[str, np.ndarray | Levels], *, num_rows: int
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Scaled numbers (B, N) float32, and the codes of the indicators; some columns at a time, which fit a cache."""
+        numbers = {name: values for name, values in columns.items() if isinstance(values, np.ndarray)}
+        x_num = np.zeros((num_rows, len(self.numeric)), np.float32)
+        indicators: list[np.ndarray] = []
+        num_together = max(1, VALUES_TOGETHER // max(num_rows, 1))
+        for start in range(0, len(self.numeric), num_together):
+            some = slice(start, start + num_together)
+            inputs = self.numeric[some]
+            raw = numeric_matrix(numbers, inputs, num_rows=num_rows)
+            own = {name: self.arrays[name][..., some] for name in SCALERS[self.scaler]}
+            x_num[:, some] = fill_gaps(scale_numbers(raw, own, is_bent=self.is_bent), self.arrays["fill"][some])
+            indicators += [np.isnan(raw[:, i]) + NUM_RESERVED for i, c in enumerate(inputs) if c.has_indicator]
+        return x_num, indicators
 
     def unscale(self, x_num: np.ndarray) -> np.ndarray:
         """Bring scaled numbers (B, N) back to the units of the table, float64; filled gaps give the fill value."""

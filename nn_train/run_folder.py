@@ -227,7 +227,7 @@ def refuse_other_run(run_dir: Path, previous: Config, config: Config, *, fingerp
 def portable(config: Config) -> Config:
     """The config without the folders of its tables, whose content the fingerprint tells, and without data.placement."""
     values = config.model_dump(mode="json")
-    values["data"]["placement"] = "auto"
+    values["data"] |= {"placement": "auto", "workers": "auto"}
     for section, key in (("data", "path"), ("split", "val_path"), ("split", "test_path")):
         if values[section][key]:
             values[section][key] = Path(values[section][key]).name

@@ -262,6 +262,9 @@ class DataConfig(Section):
     """How packed rows are made: from the `whole` table in memory, or as a `stream`, by all processes together and in
     memory that does not grow with the rows; scales and bins are then fitted on a sample of the train rows, and rows go
     to splits by a hash. `auto`: whole up to 50 million values, else a stream."""
+    workers: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Processes on a machine, for each that was launched, that make packed rows as a stream. `auto`: one for each
+    core."""
     bad_shards: Literal["stop", "skip"] = "stop"
     """What a stream does with a file or row group that cannot be read: `stop` and name it, or `skip` and count it."""
     placement: Literal["auto", "device", "memory", "disk"] = "auto"
@@ -343,6 +346,9 @@ class PreprocessConfig(Section):
     """What stands for a missing number, after scaling."""
     indicators: bool = True
     """Add a column that says where a number was missing."""
+    growing: Literal["drop", "keep"] = "drop"
+    """What to do, where the split is by time, with numbers and parts of dates that lie beyond the train rows in nine of
+    ten validation rows: a network has learned nothing of them, and must guess."""
     min_level_rows: Auto | Annotated[int, Field(ge=1)] = "auto"
     """Levels of a category with fewer train rows share one slot with unseen ones, since a network learns rare ones by
     heart. `auto`: one of 500 train rows, from 5 to 500; half of it, and so on, where no level has so many."""

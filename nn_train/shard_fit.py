@@ -87,6 +87,7 @@ def fit_shards(config: Config, folder: Path, plan: Plan, *, content: str) -> Non
         has_tree_bins=config.has_tree_bins,
         where=config.data.path,
         facts=_train_facts(whole, schema),
+        later=frame.iloc[splits.val] if config.split.method == "time" else None,
     )
     encoded = preprocessor.transform(frame)
     found = describe(frame, encoded, splits, schema, preprocessor)

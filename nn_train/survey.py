@@ -20,7 +20,7 @@ from nn_train.schema import SPLITS, ColumnSpec, TableSchema
 from nn_train.settings import DataConfig
 from nn_train.values import as_text, finite, is_text, plain, read_dates, read_levels, read_numbers
 
-SAMPLE_ROWS = (1 << 18, 1 << 16, 1 << 16)  # by split: scales and bins are learned from the train rows among them
+SAMPLE_ROWS = (1 << 17, 1 << 15, 1 << 15)  # by split: scales and bins are learned from the train rows among them
 NUM_SMALLEST = 1024  # hashes from which distinct numbers are estimated, within some three of a hundred
 MOST_LEVELS = 1_000_000  # of a column that are counted; beyond, the rarest are forgotten
 SPLIT_COLUMN, CHANCE_COLUMN = "split", "chance"
