@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -130,19 +129,14 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
 def build_together(folder: Path, build: Callable[[Path], None]) -> bool:
     """As `build_once`, with all processes that come at the work: `build` shares it out, and returns when all is done.
 
-    What a crash leaves is gone on with. Returns True if this call took part.
+    They work in the folder itself, whose done file comes last, and what a crash leaves there is gone on with. Returns
+    True if this call took part.
     """
     if (folder / DONE_FILE).exists():
         return False
-    temporary = folder.with_name(f".{folder.name}.shared")
-    temporary.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):  # another process was the last one, and has moved it already
-        build(temporary)
-    with acquire(FileLock(f"{folder}.lock")):
-        if not (folder / DONE_FILE).exists():
-            (temporary / DONE_FILE).touch()
-            shutil.rmtree(folder, ignore_errors=True)  # one without the done file
-            os.replace(temporary, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    build(folder)
+    (folder / DONE_FILE).touch()
     return True
 
 

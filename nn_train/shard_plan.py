@@ -66,11 +66,14 @@ def make_plan(config: Config, folder: Path) -> None:
     parts = [(unit, part) for unit in units for part in unit.parts]
     chosen = [parts[place] for place in np.unique(np.linspace(0, len(parts) - 1, LOOK_PARTS).astype(int))]
     looks: list[pa.Table] = []
+    names: list[str] = []
     errors: list[ShardError] = []
     for unit, part in chosen:
         try:
             piece = next(read_part(unit, part, config.data)).slice(0, LOOK_ROWS)
             looks.append(piece if not looks else piece.select(looks[0].column_names))
+            first_row = unit.row_of(part)
+            names += [f"row {first_row + row + 1} of {unit.file.name}" for row in range(len(piece))]
         except ShardError as error:
             errors.append(error)
             if config.data.bad_shards == "stop":
@@ -81,7 +84,7 @@ def make_plan(config: Config, folder: Path) -> None:
         )
     table = pa.concat_tables(looks, promote_options="permissive")
     split_column = config.split.column if config.split.method != "random" else None
-    with rows_named(lambda row: "the rows that were looked at"):
+    with rows_named(names.__getitem__):
         schema = infer_schema(
             table, config.data, split_column=split_column, split_column_is_feature=config.split.method == "time"
         )

@@ -50,6 +50,10 @@ class Unit:
         """What of a unit can be damaged by itself: its row groups; a file of another format is one part."""
         return [0] if self.part_rows is None else [self.first_part + place for place in range(len(self.part_rows))]
 
+    def row_of(self, part: int) -> int:
+        """The number of a part's first row in the file."""
+        return self.first_row + sum((self.part_rows or ())[: part - self.first_part])
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         return dataclasses.asdict(self) | {"file": str(self.file)}
@@ -137,7 +141,7 @@ def _read_file(unit: Unit, data: DataConfig, columns: list[str] | None) -> Itera
 
 def _read_group(unit: Unit, group: int, columns: list[str] | None) -> Iterator[pa.Table]:
     try:
-        with readable(unit.file), pq.ParquetFile(unit.file, memory_map=True) as parquet:
+        with pq.ParquetFile(unit.file, memory_map=True) as parquet:
             table = parquet.read_row_group(group, columns=columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(

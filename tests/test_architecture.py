@@ -18,7 +18,7 @@ PACKAGE = ROOT / "nn_train"
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "ending", "schema", "tensors"),
     ("settings", "network_choice", "config", "config_help", "attempts", "faults", "pulse", "timeline", "sweep_space",
-     "crew"),
+     "crew", "together"),
     ("update_rules",),
     ("batch_plan", "metrics", "calibration", "curves", "costs", "verdict", "placement"),
     ("objective", "optim", "averaging"),
@@ -26,9 +26,11 @@ LAYERS: list[tuple[str, ...]] = [
     ("models", "models.options", "models.numeric", "models.categories", "models.inputs", "models.members", "models.mlp",
      "models.resnet", "models.transformer", "models.tabm", "models.realmlp", "models.custom"),
     ("baselines", "run_folder", "runtime", "tracking_media", "tracking", "terminal", "environment", "manifest"),
-    ("table_files", "table_text", "table", "values", "inference_target", "row_weights", "inference"),
-    ("splits", "splitting", "preprocessor", "preprocessing", "packed", "doubts", "building", "preparation"),
-    ("decision", "incoming", "bundle", "table_stream", "whole_file", "predictions_file", "scoring", "table_prediction"),
+    ("table_files", "table_text", "table", "table_stream", "values", "inference_target", "row_weights", "inference"),
+    ("row_hash", "splits", "splitting", "preprocessor", "preprocessing", "packed", "doubts", "building"),
+    ("shards", "survey", "shard_splits", "shard_plan", "shard_fit", "building_shards", "shard_helper"),
+    ("preparation",),
+    ("decision", "incoming", "bundle", "whole_file", "predictions_file", "scoring", "table_prediction"),
     ("source_table", "known_target", "table_shards", "big_table"),
     ("batching", "serve_rows", "serve_app"),
     ("export_graph", "export_torch", "export_onnx", "export_check", "export_file"),
@@ -125,7 +127,7 @@ def test_light_modules_import_no_torch(module: str) -> None:
 
 def test_the_cache_of_packed_rows_is_keyed_by_all_code_that_makes_them() -> None:
     found = {"preparation"}  # which chooses the key
-    ahead = ["building"]
+    ahead = ["building", "building_shards"]
     while ahead:
         module = ahead.pop()
         if module not in found and LEVEL[module] >= LEVEL["table"]:
