@@ -14,6 +14,7 @@ from nn_train.importance import Places, Predict, input_places, take_evenly
 from nn_train.packed import Batch, PackedRows
 from nn_train.preprocessor import MISSING, NUM_RESERVED, UNSEEN, Preprocessor
 from nn_train.schema import TargetSpec
+from nn_train.settings import EXACT_ROWS
 
 NUM_COLUMNS = 6
 NUM_POINTS = 20
@@ -34,7 +35,7 @@ class Donor:
 
 
 def partial_dependence(
-    rows: PackedRows, preprocessor: Preprocessor, predict: Predict, *, columns: list[str], most_donors: int
+    rows: PackedRows, preprocessor: Preprocessor, predict: Predict, *, columns: list[str], most_donors: int = EXACT_ROWS
 ) -> dict[str, Any]:
     """Mean and spread of the predictions at each value of these columns; one process, no collectives.
 
