@@ -10,12 +10,21 @@ import pyarrow.parquet as pq
 BATCH_ROWS = 65_536
 
 
+def row_batches(source: pq.ParquetFile, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """A file's rows, some at a time.
+
+    Row group by row group: asked for all of them at once, Arrow keeps what it has read of the file until its end.
+    """
+    for place in range(source.num_row_groups):
+        yield from source.iter_batches(batch_size=BATCH_ROWS, row_groups=[place], columns=columns)
+
+
 class RowReader:
     """Hands out a file's rows in order, as many at a time as are asked for."""
 
     def __init__(self, file: Path):
         self._source = pq.ParquetFile(file)
-        self._batches = self._source.iter_batches(batch_size=BATCH_ROWS)
+        self._batches = row_batches(self._source)
         self._rest = self._source.schema_arrow.empty_table()
 
     def take(self, num_rows: int) -> pa.Table:
@@ -45,7 +54,7 @@ def _found(file: Path, places: np.ndarray, columns: Sequence[str] | None) -> Ite
     with pq.ParquetFile(file) as source:
         kept = None if columns is None else list(columns)
         yield source.schema_arrow.empty_table().select(source.schema_arrow.names if kept is None else kept)
-        for batch in source.iter_batches(batch_size=BATCH_ROWS, columns=kept):
+        for batch in row_batches(source, kept):
             first, last = np.searchsorted(places, (start, start + len(batch)))
             if last > first:
                 found = pa.Table.from_batches([batch]).select(batch.schema.names if kept is None else kept)

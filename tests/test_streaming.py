@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from nn_train import Engine, load_bundle, load_config
+from nn_train.compare_run import read_finished_run
 from nn_train.errors import Stopped
 from nn_train.packed import PackedRows
 from nn_train.parquet_rows import RowReader, rows_at_places
@@ -112,6 +113,11 @@ def test_page_and_metrics_say_what_is_not_exact(pair: tuple[str, Path, Path]) ->
     rows = set(read_run(streamed).test["row"])
     assert set(read(streamed, "explain.json")["worst"]["rows"]) <= rows  # those that the page shows
     assert "median" in describe_streamed(found)[0] or task in ("binary", "multiclass")
+
+
+def test_a_streamed_run_is_compared_with_one_that_was_not(pair: tuple[str, Path, Path]) -> None:
+    found = [read_finished_run(str(run), run.parent.name).metrics for run in pair[1:]]
+    assert found[1].not_exact and not found[0].not_exact
 
 
 def test_calibration_and_threshold_come_from_a_sample(tiny_run: TinyRun) -> None:
