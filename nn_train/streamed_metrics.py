@@ -197,11 +197,13 @@ class MulticlassAccumulator(Accumulator):
         super().__init__(num_sums=3 + NUM_CALIBRATION_BINS, num_counts=num_classes * (2 * bins + 3), num_bins=bins)
 
     def _count(self, truth: np.ndarray, prediction: np.ndarray) -> Sequence[float] | np.ndarray:
-        y, p, rows = truth.astype(np.int64), prediction, np.arange(len(truth))
-        bins = score_bins.probability_bins(p, self.num_bins) + np.arange(self.num_classes) * self.num_bins
-        scores = self.num_classes * self.num_bins
-        np.add.at(self.counts, bins.ravel(), 1)  # of all rows, and behind them those of the true class
-        np.add.at(self.counts, scores + bins[rows, y], 1)
+        y, p = truth.astype(np.int64), prediction
+        scores, step = self.num_classes * self.num_bins, max(MOST_CELLS // self.num_classes, 1)
+        for start in range(0, len(y), step):
+            part = p[start : start + step]
+            bins = score_bins.probability_bins(part, self.num_bins) + np.arange(self.num_classes) * self.num_bins
+            np.add.at(self.counts, bins.ravel(), 1)  # of all rows, and behind them those of the true class
+            np.add.at(self.counts, scores + bins[np.arange(len(part)), y[start : start + step]], 1)
         best = p.argmax(axis=1)
         decided = best if self.costs is None else cheapest(p, self.costs)
         for place, codes in enumerate((y, decided, y[decided == y])):

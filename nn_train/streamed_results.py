@@ -48,6 +48,7 @@ def stream_split(training: Training, split: Split, decision: Decision, file: Pat
             own = _judge_blocks(training, rows, shares[runtime.rank], seen, decision)
             every = _gather(own, shares, runtime)
             runtime.on_main(functools.partial(desk, every) if desk else lambda: None)
+        runtime.on_main(training.check_owner)  # before the file appears: all of it may have taken hours
     share_sums(seen, runtime)
     assert seen.num_rows == len(rows), f"evaluated {seen.num_rows} of {len(rows)} rows"
     return seen

@@ -70,6 +70,8 @@ class ValueAccumulator(Accumulator):
     def by_target(self) -> dict[str, dict[str, float]]:
         """Every metric of each target, by its name."""
         parts = self._every(*self.totals())
+        if self.lines[:, 1].any():  # a prediction is no number
+            parts = [dict.fromkeys(part, NAN) for part in parts]
         return dict(zip(self.target.names, parts, strict=True))
 
     def _every(self, num_rows: int, sums: np.ndarray, lows: np.ndarray) -> list[dict[str, float]]:
