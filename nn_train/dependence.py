@@ -14,6 +14,7 @@ from nn_train.importance import Places, Predict, input_places, take_evenly
 from nn_train.packed import Batch, PackedRows
 from nn_train.preprocessor import MISSING, NUM_RESERVED, UNSEEN, Preprocessor
 from nn_train.schema import TargetSpec
+from nn_train.settings import EXACT_ROWS
 
 NUM_COLUMNS = 6
 NUM_POINTS = 20
@@ -34,16 +35,18 @@ class Donor:
 
 
 def partial_dependence(
-    rows: PackedRows, preprocessor: Preprocessor, predict: Predict, *, columns: list[str]
+    rows: PackedRows, preprocessor: Preprocessor, predict: Predict, *, columns: list[str], most_donors: int = EXACT_ROWS
 ) -> dict[str, Any]:
     """Mean and spread of the predictions at each value of these columns; one process, no collectives.
+
+    Values are those of all rows, or of `most_donors` where there are more.
 
     Numbers and dates are followed over the quantiles of their middle 95 %, categories over their most frequent levels.
     Sources: Friedman 2001 (the mean); Goldstein et al. 2015 (the rows behind it).
     """
     batch = take_evenly(rows, MOST_ROWS)
-    names, followed = _outputs(preprocessor.target, rows.y.cpu().numpy())
-    every = rows.slice(0, len(rows))
+    every = rows.slice(0, len(rows)) if len(rows) <= most_donors else take_evenly(rows, most_donors)
+    names, followed = _outputs(preprocessor.target, every.y.cpu().numpy())
     places = input_places(preprocessor)
     found = []
     for column in columns:

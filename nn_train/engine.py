@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.torch import save
@@ -51,16 +51,22 @@ from nn_train.run_folder import (
     write_status,
 )
 from nn_train.runtime import StopSignal, set_up_logging, start_runtime
+from nn_train.sampling import even_places, held_rows
 from nn_train.schema import Split
 from nn_train.settings import Config, ModelConfig
+from nn_train.streaming import rows_at
 from nn_train.terminal import ProgressBar, print_metrics, print_schema
 from nn_train.timeline import append_event, describe, read_events, summarise
 from nn_train.tracking import MetricsFile, NullTracker, WandbTracker, open_tracker
 from nn_train.tracking_media import Media
 from nn_train.training import Training, build_network
 
+if TYPE_CHECKING:
+    from nn_train.streamed_metrics import Accumulator
+
 logger = logging.getLogger("nn_train")
 Predictions = dict[Split, tuple[np.ndarray, np.ndarray]]  # logits (R, D) and targets (R,) of a split
+Places = dict[Split, np.ndarray]  # of rows in a split
 Truths = dict[Split, np.ndarray]  # several targets (R, T) in their own unit
 JUDGED: tuple[Split, ...] = ("val", "test")
 PREDICTION_FILES: dict[Split, str] = {"val": "predictions_val.parquet", "test": "predictions.parquet"}
@@ -347,14 +353,18 @@ class Engine:
             pulse.mark("judge", self.training.state.step)
             self.training.load_best()
             judged: list[Split] = [split for split in JUDGED if self.data.num_rows(split)]
-            arrays: Predictions = {split: self._predict(split) for split in judged}  # every rank: collective
+            places = self._sampled(judged)
+            # every rank: collectives
+            arrays: Predictions = {split: self._predict(split, places.get(split)) for split in judged}
             fitted = self.data.preprocessor
             logits, y = arrays["val"]
             decision = choose_decision(logits, y, fitted, self.config.evaluation)
+            streamed = self._stream(places, decision)
             self.metrics: dict[str, Any] = {"task": fitted.target.task}
             self.metrics |= {split: {} for split in JUDGED}
             self.metrics |= {
-                split: judge(*pair, fitted, decision) | self.training.own_values(*pair, decision)
+                split: (streamed[split].metrics() if split in streamed else judge(*pair, fitted, decision))
+                | self.training.own_values(*pair, decision)
                 for split, pair in arrays.items()
             }
             if self.runtime.is_main:
@@ -365,32 +375,67 @@ class Engine:
                     self.config,
                     metric=known_metric(self.training),
                     own=own,
+                    places=places,
                     known=self.metrics,
                     decision=decision,
                     own_metrics=self.training.own_metrics,
                 )
                 if fitted.target.columns:
-                    truth: Truths = {split: fitted.decode_target(y) for split, (_, y) in arrays.items()}
+                    truth: Truths = {s: fitted.decode_target(y) for s, (_, y) in arrays.items() if s not in streamed}
                     self.metrics["targets"] = judge_targets(truth, own, fitted.target)
+                    self.metrics["targets"] |= {split: seen.by_target() for split, seen in streamed.items()}
                 self.seconds["evaluate"] = time.monotonic() - started_s
                 self.metrics |= describe_training(self.training, decision, seconds=self.seconds)
                 self.metrics |= beside | {"importance": judge_columns(self.training, decision)}
-                self._explain(decision, arrays.get("test"))
+                self.metrics |= self._describe_streamed(streamed, places)
+                self._explain(decision, arrays.get("test"), places.get("test"))
                 self._write_results(arrays, decision)
                 self._tell("evaluated", seconds=round(time.monotonic() - started_s, 3))
         self._done.add("evaluate")
         return self.metrics
 
-    def _predict(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (R, D) and targets (R,) of a split; a collective."""
+    def _sampled(self, judged: list[Split]) -> Places:
+        """Splits whose scores are too many to hold, with the places of the rows that stand for them."""
+        most = self.config.evaluation.exact_rows
+        sizes: dict[Split, int] = {split: self.data.num_rows(split) for split in judged}
+        return {split: even_places(size, held_rows(size, most)) for split, size in sizes.items() if size > most}
+
+    def _stream(self, places: Places, decision: Decision) -> "dict[Split, Accumulator]":
+        """Judge and write the predictions of all rows of these splits; a collective."""
+        if not places:
+            return {}
+        from nn_train.streamed_results import stream_split  # where a split is that large
+
+        self.runtime.on_main(self._check_owner)
+        return {
+            split: stream_split(self.training, split, decision, self.run_dir / PREDICTION_FILES[split])
+            for split in places
+        }
+
+    def _describe_streamed(self, streamed: "dict[Split, Accumulator]", places: Places) -> dict[str, Any]:
+        if not streamed:
+            return {}
+        from nn_train.streamed_results import describe_streamed
+
+        config, task = self.config.evaluation, self.data.schema.target.task
+        fitted = ["calibration"] if task != "regression" and config.calibration != "no" else []
+        fitted += ["threshold"] if task == "binary" and config.threshold_by != "no" else []
+        own = list(self.training.own_metrics)
+        return describe_streamed(streamed, places, exact_rows=config.exact_rows, fitted=fitted, measured=own)
+
+    def _predict(self, split: Split, places: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (R, D) and targets (R,) of a split, or of its rows at `places`; a collective."""
         rows = self.data.rows(split, device=self.runtime.device, placement=self.config.data.placement)
+        rows = rows if places is None else rows_at(rows, places)
         return self.training.logits(rows).cpu().numpy(), rows.y.cpu().numpy()
 
-    def _explain(self, decision: Decision, test: tuple[np.ndarray, np.ndarray] | None) -> None:
+    def _explain(
+        self, decision: Decision, test: tuple[np.ndarray, np.ndarray] | None, places: np.ndarray | None
+    ) -> None:
         # rank 0 only: writes a file
         from nn_train.explanation import explain  # pandas: not before the first step
 
-        explanation = explain(self.training, decision, self.metrics["importance"], test)
+        explanation = explain(self.training, decision, self.metrics["importance"], test, places)
         self._check_owner()
         write_json(self.run_dir / "explain.json", explanation)
 
@@ -407,6 +452,8 @@ class Engine:
         )
         write_file(self.run_dir / BUNDLE_FILE, bundle)
         for split, (logits, _) in arrays.items():
+            if self.data.num_rows(split) > len(logits):  # written row by row, when they were judged
+                continue
             frame = prediction_frame(logits, self.data.truth(split), fitted, decision)
             write_predictions(self.run_dir / PREDICTION_FILES[split], frame)
         write_json(self.run_dir / "metrics.json", self.metrics)

@@ -16,6 +16,7 @@ from torch import Tensor
 from nn_train.metrics import LOWER_IS_BETTER, metric_value
 from nn_train.packed import Batch, PackedRows
 from nn_train.preprocessor import Preprocessor
+from nn_train.sampling import even_places
 
 NUM_REPEATS = 5
 MOST_ROWS = 5_000
@@ -77,8 +78,7 @@ def permutation_importance(
 
 def take_evenly(rows: PackedRows, most: int) -> Batch:
     """At most so many rows, spread over all: in a split by time, the first ones would be the oldest."""
-    positions = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(np.int64))
-    return rows.take(torch.from_numpy(positions))
+    return rows.take(torch.from_numpy(even_places(len(rows), most)))
 
 
 def input_places(preprocessor: Preprocessor) -> dict[str, Places]:

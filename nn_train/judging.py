@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nn_train.baseline_sample import take_sample
 from nn_train.decision import Decision
 from nn_train.doubts import doubt_calibration, doubt_size
 from nn_train.importance import Predict, permutation_importance
@@ -23,6 +24,7 @@ from nn_train.pulse import pulse
 from nn_train.run_folder import portable
 from nn_train.schema import SPLITS, Split, TargetSpec
 from nn_train.settings import Config
+from nn_train.streaming import rows_at
 from nn_train.training import Training
 from nn_train.verdict import find_rival
 
@@ -38,14 +40,18 @@ def judge_baselines(
     *,
     metric: str,
     own: Mapping[Split, np.ndarray],
+    places: Mapping[Split, np.ndarray],
     known: Mapping[str, Any],
     decision: Decision,
     own_metrics: Mapping[str, OwnMetric],
 ) -> dict[str, Any]:
     """`baselines`, name -> metrics on test and validation rows, and seconds, and the network's `verdict` beside them.
 
-    `own` are the network's predictions by split, as metrics take them, and `known` its metrics by split; `own_metrics`
-    are the user's. Empty and None where report.baselines is off.
+    `own` are the network's predictions by split, as metrics take them, of all rows or of those at `places`, and `known`
+    its metrics by split; `own_metrics` are the user's. Empty and None where report.baselines is off.
+
+    Of a split of more than report.baseline_rows an even sample is taken. `baseline_sample` then says so, and holds the
+    network's metrics on the same rows, which are those of the verdict.
     """
     if not config.report.baselines:
         return {"baselines": {}, "verdict": None}
@@ -54,7 +60,9 @@ def judge_baselines(
 
     pulse.mark("baselines", pulse.step)
     fitted, target = data.preprocessor, data.preprocessor.target
-    parts = {split: _baseline_rows(data, split) for split in SPLITS}
+    sample = take_sample(data, places, most=config.report.baseline_rows)
+    parts = {split: _baseline_rows(data, split, sample.rows.get(split)) for split in SPLITS}
+    own = sample.of_predictions(own)
     results = fit_baselines(
         BaselineData(**parts, cardinalities=fitted.cardinalities),
         task=target.task,
@@ -73,7 +81,10 @@ def judge_baselines(
         baselines[name] = {s: getattr(r, s) | of_user.get(s, {}) for s in ("test", "val")} | {"seconds": r.seconds}
         if target.columns:
             baselines[name]["targets"] = judge_targets({s: parts[s].y for s in own}, said, target)
-    return {
+    found = sample.judge({s: parts[s].y for s in own}, own, decision, target, own_metrics)
+    if found:
+        known = found["baseline_sample"]["network"]
+    return found | {
         "baselines": baselines,
         "verdict": _judge_against(
             results,
@@ -89,11 +100,12 @@ def judge_baselines(
     }
 
 
-def _baseline_rows(data: PreparedData, split: Split) -> "BaselineRows":
-    """A split as baselines take it: gaps where numbers are missing, the target in its own unit."""
+def _baseline_rows(data: PreparedData, split: Split, places: np.ndarray | None) -> "BaselineRows":
+    """A split, or its rows at `places`, as baselines take it: gaps where numbers are missing, the target as it is."""
     from nn_train.baselines import BaselineRows  # scikit-learn: not before the first step
 
     rows, fitted = data.rows(split), data.preprocessor
+    rows = rows if places is None else rows_at(rows, places)
     y = rows.y.numpy()
     return BaselineRows(
         x_num=fitted.with_gaps(rows.x_num.numpy(), rows.x_cat.numpy()),

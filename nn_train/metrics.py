@@ -90,12 +90,17 @@ def _matthews_corrcoef(y: np.ndarray, decision: np.ndarray) -> float:
     return float(sk.matthews_corrcoef(y, decision)) if np.ptp(y) > 0 else NAN
 
 
-def _log_loss(y: np.ndarray, p: np.ndarray) -> float:
-    """scikit-learn's `log_loss`, to the bit."""
+def log_losses(y: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """The log-loss of each row, (B,)."""
     table = p if p.ndim == 2 else np.stack([1 - p, p], axis=1)
     eps = np.finfo(table.dtype).eps
     truth = y[:, None] == np.arange(table.shape[1])
-    return float(np.mean(-np.sum(np.where(truth, np.log(np.clip(table, eps, 1 - eps)), 0), axis=1)))
+    return -np.sum(np.where(truth, np.log(np.clip(table, eps, 1 - eps)), 0), axis=1)
+
+
+def _log_loss(y: np.ndarray, p: np.ndarray) -> float:
+    """scikit-learn's `log_loss`, to the bit."""
+    return float(np.mean(log_losses(y, p)))
 
 
 def _rmse(y: np.ndarray, prediction: np.ndarray) -> float:

@@ -33,6 +33,7 @@ from nn_train.report_run import (
 )
 from nn_train.report_table import Table, build_plot_table
 from nn_train.run_folder import write_file
+from nn_train.sampling import describe_drawn
 from nn_train.schema import TargetSpec
 
 logger = logging.getLogger("nn_train")
@@ -252,6 +253,7 @@ def write_report(run_dir: Path, *, dpi: int) -> Path:
     """
     run = read_run(run_dir)
     notes = [("summary", note) for note in run.notes]
+    notes += [(section, note) for section in ("results", "errors") for note in describe_drawn(run.metrics)]
     pictures = draw_pictures(run, dpi, notes)
     plot_dir = run_dir / "plots"
     plot_dir.mkdir(exist_ok=True)

@@ -21,6 +21,7 @@ from nn_train.report_run import (
     state_rank,
 )
 from nn_train.report_table import MOST_TABLE_ROWS, Table, duration, number, share
+from nn_train.sampling import describe_baseline_sample, describe_streamed
 from nn_train.schema import SPLITS
 from nn_train.timeline import PARTS, USEFUL, Event, describe, describe_duration, is_number
 from nn_train.verdict import describe_difference
@@ -130,13 +131,14 @@ def build_leaderboard_table(run: Run) -> Table | None:
         ],
         best=frozenset(best),
         own=next(at for at, row in enumerate(rows) if row["is_network"]),
-        note="↑ higher is better, ↓ lower is better.",
+        note=" ".join(["↑ higher is better, ↓ lower is better.", *describe_baseline_sample(run.metrics)]),
     )
 
 
 def build_target_table(run: Run) -> Table | None:
     """The network and the baselines by each of several targets; None where there is one."""
-    of_models = {run.metrics.get("model") or "network": run.metrics.get("targets") or {}}
+    judged = (run.metrics.get("baseline_sample") or {}).get("network") or run.metrics  # on the baselines' rows
+    of_models = {run.metrics.get("model") or "network": judged.get("targets") or {}}
     of_models |= {
         MODEL_NAMES.get(name, name): found.get("targets") or {}
         for name, found in (run.metrics.get("baselines") or {}).items()
@@ -203,7 +205,8 @@ def build_metric_table(run: Run) -> Table | None:
         caption = "Every metric; weights, calibration and threshold were chosen on the validation rows"
     if run.schema.target.columns:
         caption = "Every metric, the mean of the targets'; weights were chosen on the validation rows"
-    return Table(caption=caption, head=["metric", "validation", "test"], rows=rows) if rows else None
+    note = " ".join(describe_streamed(run.metrics, metric_name))
+    return Table(caption=caption, head=["metric", "validation", "test"], rows=rows, note=note) if rows else None
 
 
 def build_reproduction(run: Run) -> dict[str, str]:

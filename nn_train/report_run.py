@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from nn_train import plots_explain, plots_run
 from nn_train.errors import RunFolderError
 from nn_train.metrics import BY_TASK, LOWER_IS_BETTER, QUANTILE_METRICS
+from nn_train.parquet_rows import rows_at_places
+from nn_train.sampling import even_places, held_rows
 from nn_train.schema import TableSchema, TargetSpec, Task
+from nn_train.settings import EXACT_ROWS
 from nn_train.timeline import EVENTS_FILE, Event, Span, Timeline, read_events, summarise
 
 logger = logging.getLogger("nn_train")
@@ -101,9 +105,14 @@ def read_json_lines(path: Path) -> pd.DataFrame:
     return pd.DataFrame.from_records([record for record in records if isinstance(record, dict)])
 
 
-def read_predictions(path: Path, target: TargetSpec) -> pd.DataFrame:
-    """The rows whose true value is known."""
-    return pd.read_parquet(path).dropna(subset=list(target.truth_names)).reset_index(drop=True)
+def read_predictions(path: Path, target: TargetSpec, *, exact_rows: int) -> pd.DataFrame:
+    """The rows whose true value is known; of more than `exact_rows` an even sample, the one that the run held."""
+    num_rows = pq.read_metadata(path).num_rows
+    if num_rows > exact_rows:
+        frame = rows_at_places(path, even_places(num_rows, held_rows(num_rows, exact_rows))).to_pandas()
+    else:
+        frame = pd.read_parquet(path)
+    return frame.dropna(subset=list(target.truth_names)).reset_index(drop=True)
 
 
 def read_run(run_dir: Path) -> Run:
@@ -125,13 +134,15 @@ def read_run(run_dir: Path) -> Run:
             logger.warning("report: %s", notes[-1])
             return empty
 
-    def read_rows(path: Path) -> pd.DataFrame:
-        return read_predictions(path, schema.target)
-
     jsons = {
         field: read(f"{name}.json", lambda path: dict(json.loads(path.read_text(encoding="utf-8"))), {})
         for field, name in JSON_FILES.items()
     }
+    exact_rows = (jsons["metrics"].get("streamed") or {}).get("exact_rows") or EXACT_ROWS
+
+    def read_rows(path: Path) -> pd.DataFrame:
+        return read_predictions(path, schema.target, exact_rows=exact_rows)
+
     return Run(
         schema=schema,
         config_text=read("config.yaml", lambda path: path.read_text(encoding="utf-8"), ""),
@@ -148,7 +159,8 @@ def read_run(run_dir: Path) -> Run:
 def build_leaderboard(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
     """Main metrics that any model has, and a row for each model: name, is_network, values by metric, seconds."""
     own = f"network ({model})" if isinstance(model := run.metrics.get("model"), str) else "network"
-    models = {own: run.metrics | {"seconds": (run.metrics.get("seconds") or {}).get("train")}}
+    judged = (run.metrics.get("baseline_sample") or {}).get("network") or run.metrics  # on the baselines' rows
+    models = {own: judged | {"seconds": (run.metrics.get("seconds") or {}).get("train")}}
     models |= run.metrics.get("baselines") or {}
     rows = [
         {

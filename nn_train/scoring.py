@@ -20,25 +20,32 @@ from nn_train.incoming import KINDS, Counts, encode_rows
 from nn_train.metrics import compute_metrics, quantile_metrics
 from nn_train.preprocessor import Encoded
 from nn_train.runtime import Runtime
-from nn_train.settings import DataConfig
+from nn_train.settings import EXACT_ROWS, DataConfig
+from nn_train.streamed_metrics import Accumulator
+from nn_train.streamed_values import build_accumulator
 from nn_train.table_stream import ahead
 
-MOST_JUDGED = 4_000_000  # rows whose scores are held for the metrics; of several classes so many fewer
 
-
-@dataclasses.dataclass(kw_only=True)
 class Judge:
     """Metrics over rows that come piece by piece, on the main process alone.
 
-    They are of all rows, or of every 2nd, 4th, ... one where they are too many to hold.
+    Up to `most` rows, or so many fewer of several outputs, their scores are held, and every metric is exact; of more
+    rows nothing is held, and those that `approximate` names come from histograms.
     """
 
-    bundle: Bundle
-    most: int = MOST_JUDGED
-    stride: int = 1
-    num_rows: int = 0
-    truth: list[np.ndarray] = dataclasses.field(default_factory=list)
-    values: list[np.ndarray] = dataclasses.field(default_factory=list)
+    def __init__(self, bundle: Bundle, *, most: int | None = None):
+        target = bundle.preprocessor.target
+        settings = bundle.info["config"].get("evaluation", {})  # which an older run has without the size
+        self.bundle = bundle
+        self.most = max((most or settings.get("exact_rows", EXACT_ROWS)) // target.num_outputs, 1)
+        self.num_rows = 0
+        self.held: list[tuple[np.ndarray, np.ndarray]] = []
+        self.seen: Accumulator | None = None
+
+    @property
+    def approximate(self) -> list[str]:
+        """The metrics that are not exact."""
+        return [] if self.seen is None else list(self.seen.approximate)
 
     def add(self, y: np.ndarray, values: np.ndarray) -> None:
         """Take in targets (B,), or several (B, T), and what `Decision.predict` gives, or quantiles (B, Q).
@@ -47,22 +54,37 @@ class Judge:
         """
         is_known = ~np.isnan(y).reshape(len(y), -1).any(axis=1) if y.dtype.kind == "f" else y >= 0
         y, values = y[is_known], values[is_known]
-        kept = slice(-self.num_rows % self.stride, None, self.stride)
         self.num_rows += len(y)
-        self.truth.append(y[kept])
+        if self.seen is not None:
+            self.seen.add(y, values)
+            return
         # probabilities of many classes take much room and no more digits; a number in its own unit may need them all
         is_wide = values.ndim == 2 and bool(self.bundle.classes)
-        self.values.append(values[kept].astype(np.float32) if is_wide else values[kept])
-        while sum(map(len, self.truth)) > max(self.most // self.bundle.preprocessor.target.num_outputs, 1):
-            # every second one of those that are held: they are every `stride`-th of all
-            self.truth, self.values = [np.concatenate(self.truth)[::2]], [np.concatenate(self.values)[::2]]
-            self.stride *= 2
+        self.held.append((y, values.astype(np.float32) if is_wide else values))
+        if self.num_rows > self.most:
+            self.seen = self._start()
+            for truth, said in self.held:
+                self.seen.add(truth, said.astype(np.float64))
+            self.held = []
+
+    def _start(self) -> Accumulator:
+        fitted, decision = self.bundle.preprocessor, self.bundle.decision
+        return build_accumulator(
+            fitted.target,
+            mean=fitted.target_mean,
+            deviation=fitted.target_std,
+            threshold=decision.threshold,
+            costs=decision.cost_table,
+        )
 
     def metrics(self) -> dict[str, float]:
         """Every metric of the task; empty where no row has a known target."""
         if not self.num_rows:
             return {}
-        truth, values = np.concatenate(self.truth), np.concatenate(self.values).astype(np.float64)
+        if self.seen is not None:
+            return self.seen.metrics()
+        truth, values = (np.concatenate(parts) for parts in zip(*self.held, strict=True))
+        values = values.astype(np.float64)
         decision, target = self.bundle.decision, self.bundle.preprocessor.target
         if target.quantiles:
             found = compute_metrics(truth, values[:, target.middle], task=target.task)

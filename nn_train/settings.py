@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from nn_train.schema import Kind, Task
 
 MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A", "-nan", "<NA>")
+EXACT_ROWS = 5_000_000
 MOST_CLASS_WEIGHT = 1e6
 CLASS_WEIGHTS_FORMS = "no, balanced, {CLASS: WEIGHT, ...} and [WEIGHT, ...]"
 MOST_COST = 1e9
@@ -621,6 +622,10 @@ class EvaluationConfig(Section):
     """What wrong decisions cost, so that each row gets the class of the least expected cost: {false_positive: COST,
     false_negative: COST} for two classes, or {TRUE_CLASS: {PREDICTED_CLASS: COST}}. A mistake that is not named costs
     1, and a right decision nothing. Default: none."""
+    exact_rows: int = Field(default=EXACT_ROWS, ge=1)
+    """Rows of a split up to which all its scores are held, and every metric is exact. A larger one is judged block by
+    block: metrics that need all scores (ROC AUC, medians) come from histograms, and what is fitted or drawn from scores
+    takes an even sample of at most a million rows; metrics.json and the page say which."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -694,6 +699,9 @@ class ReportConfig(Section):
     """Train other models on the same split, to stand beside the network: majority or mean, linear, scikit-learn's
     gradient boosting, and lightgbm, catboost and xgboost with their defaults where they are installed (CatBoost's
     default is a thousand trees, which take their time). `no`, or a list of those that are wanted."""
+    baseline_rows: int = Field(default=200_000, ge=1)
+    """Rows of a split that the other models see: of a larger one an even sample. They are fitted on those of the train
+    rows, and stand beside the network's judgement of the same test rows; page and terminal say so."""
     importance: bool = True
     """Measure by how much the validation metric falls when one column is shuffled, and how the prediction moves along
     the most important ones; it is not used to choose anything."""

@@ -112,7 +112,7 @@ class _Desk:
         self.data = data
         self.keep = tuple(keep)
         self.is_text = is_text
-        self.judge = Judge(bundle=bundle)
+        self.judge = Judge(bundle)
         self.num_rows = 0
         self.notes: dict[str, Any] = {}
         self.began_s = self.said_s = time.monotonic()
@@ -166,7 +166,6 @@ class _Desk:
     def summary(self, counts: Counts, runtime: Runtime) -> dict[str, Any]:
         """Everything that is to be said, as plain values."""
         seconds = time.monotonic() - self.began_s
-        judged = -(-self.judge.num_rows // self.judge.stride)
         return {
             "rows": counts.rows,
             "seconds": round(seconds, 3),
@@ -178,7 +177,8 @@ class _Desk:
             "unseen": dict(counts.unseen),
             "unseen_examples": counts.examples,
             "rows_with_target": self.judge.num_rows,
-            "judged_rows": judged,
+            "judged_rows": self.judge.num_rows,
+            "approximate_metrics": self.judge.approximate,
             "metrics": self.judge.metrics(),
         }
 
@@ -198,8 +198,8 @@ def say_summary(found: dict[str, Any], shown: Sequence[str], output: Path) -> No
     if found["reordered"]:
         logger.info("the columns stand in another order than in training")
     if metrics := found["metrics"]:
-        is_part = found["judged_rows"] < found["rows_with_target"]
-        part = f", judged by {found['judged_rows']:,} of them" if is_part else ""
+        binned = found["approximate_metrics"]
+        part = f" ({', '.join(binned)} from histograms)" if binned else ""
         values = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown)
         logger.info("%s rows with a target%s: %s", f"{found['rows_with_target']:,}", part, values)
     rows, speed = f"{found['rows']:,}", f"{found['rows_per_s']:,.0f}"

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from nn_train.sampling import describe_baseline_sample, describe_streamed
 from nn_train.schema import TableSchema, Task
 from nn_train.verdict import describe_verdict, find_better
 
@@ -71,7 +72,11 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     """Show the network's metrics beside those of the baselines: on the test rows, if there are any."""
     split, name = ("test", "test") if metrics["rows"]["test"] else ("val", "validation")
     network = {split: metrics[split], "seconds": metrics["seconds"]["train"]}
-    models = {f"network ({metrics['model']})": network} | metrics["baselines"]
+    models = {f"network ({metrics['model']})": network}
+    sample = metrics.get("baseline_sample")
+    if sample:  # beside the others on the rows that they were judged on
+        models["network, the same rows"] = network | sample["network"]
+    models |= metrics["baselines"]
     table = Table(title=f"{name} metrics ({metrics['rows'][split]} rows)", title_justify="left")
     targets = metrics.get("targets") or {}
     names = headlines(metrics["task"], num_targets=max(len(targets.get(split) or ()), 1))
@@ -82,7 +87,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         table.add_column(label.replace("_", " "), justify="right")
     values = {name: [model[split].get(name) for model in models.values()] for name in names}
     for target in list(targets.get(split) or ())[:MOST_TARGETS]:
-        every = [targets, *(model.get("targets") or {} for model in metrics["baselines"].values())]
+        every = [targets, *(model.get("targets") or {} for model in list(models.values())[1:])]
         values[f"rmse of {target}"] = [found.get(split, {}).get(target, {}).get("rmse") for found in every]
     for name, row in values.items():
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in row))
@@ -90,6 +95,8 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         table.add_row("mean_cost", *(f"{model[split]['mean_cost']:.4f}" for model in models.values()))
     table.add_row("seconds", *(f"{model['seconds']:.1f}" for model in models.values()))
     print_table(table)
+    for line in (*describe_streamed(metrics), *describe_baseline_sample(metrics)):
+        logger.info("%s", line)
     if metrics.get("verdict"):
         logger.info("%s", describe_verdict(metrics["verdict"], find_better(metrics)))
 

@@ -32,8 +32,11 @@ from nn_train.own_metrics import load_metric
 from nn_train.packed import PackedRows
 from nn_train.preparation import PreparedData
 from nn_train.runtime import Runtime, seed_everything
+from nn_train.sampling import even_places, held_rows
 from nn_train.saving import Saver, Tell
 from nn_train.settings import Config, ModelConfig
+from nn_train.streamed_metrics import Accumulator
+from nn_train.streaming import rows_at, stream_metrics
 
 logger = logging.getLogger("nn_train")
 EXTENDABLE = ("max_epochs", "max_steps", "max_time")
@@ -270,15 +273,13 @@ class Training:
     def _evaluate(self, state: TrainState) -> float:
         started_s = time.monotonic()
         with self.average.judged():
-            logits = self.logits(self.val_rows)
-        y = self.val_rows.y.to(logits.device)
-        loss = float(self.objective.plain.loss_sum(logits, y)) / len(self.val_rows)
-        if not math.isfinite(loss):  # every rank: all hold all logits
+            loss, select = self._judge_val()
+        if not math.isfinite(loss):  # every rank: all know the loss of all rows
             raise TrainingError(
                 f"the validation loss after step {state.step} is not finite: the weights are broken",
                 fix="lower optim.peak_lr or optim.weight_decay, or set train.grad_clip",
             )
-        value = self.runtime.broadcast(self.runtime.on_main(lambda: self._selection_value(logits, self.val_rows.y)))
+        value = self.runtime.broadcast(self.runtime.on_main(select))
         assert value is not None
         self.record(
             {
@@ -293,6 +294,20 @@ class Training:
             }
         )
         return value
+
+    def _judge_val(self) -> tuple[float, Callable[[], float]]:
+        """The loss of the validation rows, and what finds out the selection metric; a collective."""
+        rows, most = self.val_rows, self.config.evaluation.exact_rows
+        if len(rows) <= most:
+            logits = self.logits(rows)
+            loss = float(self.objective.plain.loss_sum(logits, rows.y.to(logits.device))) / len(rows)
+            return loss, lambda: self._selection_value(logits, rows.y)
+        loss, seen = self.stream(rows, Decision(temperature=1.0, threshold=0.5))
+        if not self.own_metrics:
+            return loss, lambda: seen.metrics()[self.metric]
+        sample = rows_at(rows, even_places(len(rows), held_rows(len(rows), most)))
+        sampled = self.logits(sample)
+        return loss, lambda: self._selection_value(sampled, sample.y)
 
     def _selection_value(self, logits: Tensor, y: Tensor) -> float:
         fitted = self.data.preprocessor
@@ -323,6 +338,18 @@ class Training:
             self.network,
             rows,
             num_outputs=self.data.preprocessor.target.num_outputs,
+            runtime=self.runtime,
+            block_rows=self.config.train.eval_batch_size,
+        )
+
+    def stream(self, rows: PackedRows, decision: Decision) -> tuple[float, Accumulator]:
+        """The mean loss of rows too many to hold their logits, and what gives their metrics; a collective."""
+        return stream_metrics(
+            self.network,
+            rows,
+            self.data.preprocessor,
+            decision,
+            loss_sum=self.objective.plain.loss_sum,
             runtime=self.runtime,
             block_rows=self.config.train.eval_batch_size,
         )
