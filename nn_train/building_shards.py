@@ -9,6 +9,7 @@ look and the fit are pieces of work like any other, done by one. Memory holds a 
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nn_train.building import id_values
 from nn_train.crew import usable_cores
@@ -40,6 +42,7 @@ from nn_train.together import share_out
 from nn_train.values import short_columns, typed_frame
 
 JUDGED: tuple[Split, ...] = ("val", "test")
+JOINED_ROWS = 1 << 16  # of a row group of the files that are joined: who reads them holds one at a time
 
 
 def build_shards(config: Config, folder: Path, *, content: str) -> None:
@@ -64,6 +67,8 @@ def build_units(config: Config, folder: Path, *, content: str) -> None:
     share_out(folder, "fit", [0], lambda _: fit_shards(config, folder, plan, content=content))
     encoder = _Encoder(config, folder, plan, Fitted.load(folder))
     share_out(folder, "encode", range(len(plan.units)), encoder.encode)
+    files = [*(truth_file(folder, split) for split in JUDGED), features_file(folder, "test")]
+    share_out(folder, "join", range(len(files)), lambda number: _join(files[number]))
 
 
 @contextmanager
@@ -195,8 +200,8 @@ class _Encoder(_Reader):
                         if name == "test":
                             features.append(self._features(kept))
         for name, frames in truths.items():
-            _write_frames(frames, truth_file(self.folder, name) / f"{number:06d}.parquet")
-        _write_frames(features, features_file(self.folder, "test") / f"{number:06d}.parquet")
+            _write_frames(frames, _parts(truth_file(self.folder, name)) / f"{number:06d}.parquet")
+        _write_frames(features, _parts(features_file(self.folder, "test")) / f"{number:06d}.parquet")
 
     def _encode_piece(self, piece: _Piece) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The split of each row, -1 for one without a target, and the packed columns."""
@@ -232,6 +237,28 @@ class _Encoder(_Reader):
         return frame[[spec.name for spec in self.fitted.schema.features]]
 
 
+def _parts(file: Path) -> Path:
+    """Where the units' parts of a file are until they are joined."""
+    return file.with_suffix(".parts")
+
+
+def _join(file: Path) -> None:
+    """Make one file of its parts, a row group after the other."""
+    parts = sorted(_parts(file).glob("*.parquet"))
+    if not parts:
+        return
+    schemas = [pq.read_schema(part) for part in parts]
+    schema = pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
+    temporary = file.with_suffix(".joining")
+    with pq.ParquetWriter(temporary, schema) as writer:
+        for part in parts:
+            pulse.beat()
+            writer.write_table(pq.read_table(part).cast(schema), row_group_size=JOINED_ROWS)
+    os.replace(temporary, file)
+    shutil.rmtree(_parts(file))
+
+
 def _write_frames(frames: list[pd.DataFrame], file: Path) -> None:
     if frames:
+        file.parent.mkdir(exist_ok=True)
         write_file(file, pd.concat(frames, ignore_index=True).to_parquet(None, index=False))

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
 from nn_train.packed import (
@@ -16,7 +15,6 @@ from nn_train.packed import (
     PackedRows,
     build_once,
     build_together,
-    features_file,
     load_rows,
     packed_bytes,
     truth_file,
@@ -77,12 +75,6 @@ class PreparedData:
         import pandas as pd  # for the judgement alone: not before the first step
 
         return pd.read_parquet(truth_file(self.folder, split))
-
-    def test_features(self, columns: list[str], positions: np.ndarray) -> "pd.DataFrame":
-        """Columns of some test rows as the table holds them, by kind: numbers, text or dates."""
-        import pyarrow.parquet as pq  # for the judgement alone: not before the first step
-
-        return pq.read_table(features_file(self.folder, "test"), columns=columns).take(positions).to_pandas()
 
     def files(self) -> list[tuple[str, bytes]]:
         """What the run folder keeps of the preparation."""

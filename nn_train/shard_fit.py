@@ -11,7 +11,7 @@ from nn_train.building import describe
 from nn_train.doubts import find_doubts
 from nn_train.errors import DataError, short
 from nn_train.inference_target import infer_target
-from nn_train.packed import RowsWriter, features_file, truth_file
+from nn_train.packed import RowsWriter
 from nn_train.preprocessing import TrainFacts, fit_preprocessor
 from nn_train.preprocessor import Preprocessor
 from nn_train.pulse import pulse
@@ -104,8 +104,6 @@ def fit_shards(config: Config, folder: Path, plan: Plan, *, content: str) -> Non
     write_json(folder / "layout.json", layout)
     for name in SPLITS:
         rows_writer(folder, name, preprocessor, config, whole.rows[SPLITS.index(name)]).make()
-        for make in (truth_file, features_file):
-            make(folder, name).mkdir(exist_ok=True)
 
 
 def settle_schema(look: TableSchema, whole: Survey, config: Config) -> TableSchema:

@@ -23,7 +23,8 @@ from nn_train.building import read_table, typed_frame
 from nn_train.config import load_config
 from nn_train.engine import Engine
 from nn_train.errors import DataError
-from nn_train.packed import DONE_FILE
+from nn_train.packed import DONE_FILE, features_file
+from nn_train.parquet_rows import rows_at_places
 from nn_train.preparation import PreparedData, prepare_data
 from nn_train.run_folder import read_json
 from nn_train.schema import SPLITS
@@ -116,8 +117,8 @@ def test_packed_rows_are_those_of_the_table_and_each_is_in_one_split(task: str, 
     np.testing.assert_array_equal(packed.x_cat.numpy(), encoded.x_cat[train])
     np.testing.assert_array_equal(packed.x_num.numpy(), encoded.x_num[train])
     assert data.info["rows"] == {"train": len(train), "val": len(seen[0]), "test": len(seen[1])}
-    features = data.test_features(["city", "size"], np.array([0, 5]))
-    assert features["city"].tolist() == table["city"].iloc[seen[1][[0, 5]]].tolist()
+    features = rows_at_places(features_file(data.folder, "test"), np.array([5, 0]), ["city", "size"])
+    assert features.column("city").to_pylist() == table["city"].iloc[seen[1][[5, 0]]].tolist()
 
 
 def test_counts_are_those_of_all_rows_and_levels_those_of_the_train_rows(folder: Path) -> None:
@@ -342,7 +343,7 @@ def test_a_shard_with_other_columns_or_types_is_named(change: Any, what: str, fo
 
 
 @pytest.mark.parametrize(
-    ("number", "what"), [(23, "holds numbers, and the text 'old'"), (24, "holds numbers, and 'old'")]
+    ("number", "what"), [(23, "numbers, and the text 'old'"), (24, "numbers, and 'old'")]
 )
 def test_a_text_among_numbers_is_named_whether_the_first_look_saw_it_or_not(
     number: int, what: str, tmp_path: Path
