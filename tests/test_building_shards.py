@@ -342,9 +342,7 @@ def test_a_shard_with_other_columns_or_types_is_named(change: Any, what: str, fo
     assert what in caught.value.what and caught.value.where.endswith("part-1.parquet")
 
 
-@pytest.mark.parametrize(
-    ("number", "what"), [(23, "numbers, and the text 'old'"), (24, "numbers, and 'old'")]
-)
+@pytest.mark.parametrize(("number", "what"), [(23, "numbers, and the text 'old'"), (24, "numbers, and 'old'")])
 def test_a_text_among_numbers_is_named_whether_the_first_look_saw_it_or_not(
     number: int, what: str, tmp_path: Path
 ) -> None:

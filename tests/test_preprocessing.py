@@ -951,3 +951,36 @@ def test_where_no_level_has_so_many_rows_the_most_frequent_ones_are_kept() -> No
     few = levels_frame([f"level{number}" for number in range(5000) for _ in range(2)])
     with pytest.raises(DataError, match="no level has 5 train rows"):
         fit(few, {"c": "categorical"})
+
+
+# --- what only grows with time ----------------------------------------------------------------------------------------
+
+
+def growing_table() -> pd.DataFrame:
+    """A year of rows in their order, with the number of the week, a counter that falls, and a date."""
+    frame = make_table(900)
+    day = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(900) * 365 // 900, unit="D")
+    return frame.assign(day=day, week=day.day_of_year // 7, left=-np.arange(900) // 3, season=day.month % 4)
+
+
+@pytest.mark.parametrize("preparation", ["whole", "stream"])
+def test_what_only_grows_is_left_out_where_the_split_is_by_time(preparation: str, tmp_path: Path) -> None:
+    words = ("split.method=time", "split.column=day", f"data.preparation={preparation}", "data.workers=1")
+    frame = growing_table()
+    dropped = prepare(tmp_path, frame, *words).preprocessor
+    names = {number.name for number in dropped.numeric}
+    assert {"size", "age", "season", "day.weekday", "day.day"} <= names
+    for name in ("week", "left", "day.days"):
+        assert name not in names and "beyond the train rows: it grows with time" in dropped.dropped[name]
+    kept = prepare(tmp_path, frame, *words, "preprocess.growing=keep").preprocessor
+    assert {"week", "left", "day.days"} <= {number.name for number in kept.numeric}
+    by_chance = prepare(tmp_path, frame, f"data.preparation={preparation}", "data.workers=1").preprocessor
+    assert {"week", "left", "day.days"} <= {number.name for number in by_chance.numeric}
+
+
+def test_what_grows_is_kept_where_nothing_else_is_left(tmp_path: Path) -> None:
+    frame = growing_table()[["day", "left", "y"]].assign(day=lambda table: table["day"].dt.day_of_year)
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    words = ["data.target=y", f"data.path={tmp_path / 'table.csv'}", "split.method=time", "split.column=day"]
+    found = prepare_data(load_config(words=words)).preprocessor
+    assert {number.name for number in found.numeric} == {"day", "left"}

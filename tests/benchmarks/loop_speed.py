@@ -1,8 +1,14 @@
 """How near is the training loop to what the network costs by itself? Ratios, all taken in one run.
 
-    python tests/benchmarks/loop_speed.py [--steps 300] [section.key=value ...]
+    python tests/benchmarks/loop_speed.py [--steps 300] [--memory GIB] [section.key=value ...]
 
-Loops over the packed telco rows, on one thread, taken in turns; the median of the turns counts:
+From the disk, with a table larger than the memory that all of this gets (root, and a cgroup of its own):
+
+    python tests/benchmarks/loop_speed.py --memory 1 data.path=FOLDER data.target=late data.placement=disk \
+        train.shuffle=blocks train.global_batch_size=1024 model.name=mlp
+
+Loops over the packed rows, of telco where no table is named, on one thread, taken in turns; the median of the turns
+counts:
   limit         the same network, optimizer and clipping on one fixed resident batch: nothing but compute
   loop          the project's own Trainer: data order, gather, seeds, guard, logging
   loop_exact    the same with train.gradient_reduction=exact
@@ -13,10 +19,12 @@ Loops over the packed telco rows, on one thread, taken in turns; the median of t
 
 import argparse
 import logging
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,6 +37,18 @@ from nn_train.optim import build_optimizer
 from nn_train.training import Training, build_network
 
 TURNS = 7
+
+
+def limit_memory(gib: float) -> Path:
+    """Put this process into a cgroup of its own, of version 1 or 2, with so much memory, cached files included."""
+    root = Path("/sys/fs/cgroup/memory")
+    is_first = root.is_dir()
+    group = (root if is_first else root.parent) / f"loop_speed_{os.getpid()}"
+    group.mkdir()
+    limit = group / ("memory.limit_in_bytes" if is_first else "memory.max")
+    limit.write_text(str(int(gib * 2**30)))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    return group
 
 
 def build_engine(folder: str, arguments: argparse.Namespace) -> Engine:
@@ -148,10 +168,16 @@ def main() -> None:
     """Print rows per second of each loop and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--only", default="", help="names of loops, with commas between them")
+    parser.add_argument("--memory", type=float, metavar="GIB")
     parser.add_argument("words", nargs="*")
     arguments = parser.parse_args()
     logging.getLogger("nn_train").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.memory is not None:
+            build_engine(folder, arguments).close()  # packed before, with all the memory there is
+            limit_memory(arguments.memory)
         engine = build_engine(folder, arguments)
         step = plain_step(engine)
         loops = {
@@ -163,7 +189,8 @@ def main() -> None:
             "data_per_row": per_row_loader(engine, arguments.steps, None),
         }
         seconds: dict[str, list[float]] = {name: [] for name in loops}
-        for turn in range(TURNS + 1):
+        loops = {name: run for name, run in loops.items() if name in (arguments.only or name).split(",")}
+        for turn in range(arguments.turns + 1):
             for name, run in loops.items():
                 started = time.perf_counter()
                 run()
@@ -175,15 +202,15 @@ def main() -> None:
     rows = {name: arguments.steps * plan.num_rows / plan.steps_per_epoch for name in loops}
     rows["limit"] = float(arguments.steps * size)
     speed = {name: rows[name] / statistics.median(times) for name, times in seconds.items()}
-    print(f"batch {size}, {torch.get_num_threads()} thread, {arguments.steps} steps, median of {TURNS} turns")
+    print(f"batch {size}, {torch.get_num_threads()} thread, {arguments.steps} steps, median of {arguments.turns} turns")
+    print(f"packed train rows: {engine.data.packed_bytes('train') / 2**20:,.0f} MiB")
     for name, value in speed.items():
         print(
             f"  {name:12s} {value:14,.0f} rows/s   slowest / fastest turn {max(seconds[name]) / min(seconds[name]):.2f}"
         )
-    print(f"loop / limit          {speed['loop'] / speed['limit']:.3f}")
-    print(f"loop / per_row        {speed['loop'] / speed['per_row']:.2f}")
-    print(f"data / data_per_row   {speed['data'] / speed['data_per_row']:.1f}")
-    print(f"loop_exact / loop     {speed['loop_exact'] / speed['loop']:.3f}")
+    for one, other in (("loop", "limit"), ("loop", "per_row"), ("data", "data_per_row"), ("loop_exact", "loop")):
+        if one in speed and other in speed:
+            print(f"{f'{one} / {other}':21s} {speed[one] / speed[other]:.3f}")
 
 
 if __name__ == "__main__":
