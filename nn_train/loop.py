@@ -22,6 +22,7 @@ from nn_train.optim import lr_at_step
 from nn_train.pulse import pulse
 from nn_train.runtime import Runtime
 from nn_train.settings import Config
+from nn_train.stepping import Stepper
 
 logger = logging.getLogger("nn_train")
 MAX_SKIPS = 10  # broken steps in a row: more than that is no matter of single rows
@@ -86,16 +87,21 @@ class Trainer:
     ):
         self.runtime = runtime
         self.model = model
-        self.parameters = list(model.parameters())
-        self.optimizer = optimizer
-        # Accelerate's wrapper looks for a package on the disk at every step; only a loss scale needs it
-        self.updater = optimizer if runtime.accelerator.scaler is not None else optimizer.optimizer
         self.gradients = gradients
         self.plan = plan
         self.config = config
         self.metric = metric
         self.hooks = hooks
         self.total_steps = count_steps(config, plan)
+        self.stepper = Stepper(
+            runtime,
+            model,
+            optimizer,
+            gradients=gradients,
+            config=config,
+            total_steps=self.total_steps,
+            updated=hooks.updated,
+        )
         self.eval_steps = plan.steps_per_epoch if config.train.eval_every == "epoch" else config.train.eval_every
         # reading a number off a GPU waits for it: there, look for non-finite ones only when a line is logged,
         # unless broken steps are to be left out, before they change a weight
@@ -153,20 +159,7 @@ class Trainer:
         return nothing, nothing
 
     def _update(self, step: int) -> tuple[Tensor, Tensor]:
-        lr = lr_at_step(step, self.config.optim, total_steps=self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        is_broken = pulse.mark("step", step)
-        loss = self.gradients.compute(step, is_broken=is_broken)
-        # after backward, and after unscaling under fp16: earlier it would clip nothing
-        limit = self.config.train.grad_clip
-        grad_norm = self.runtime.accelerator.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
-        assert grad_norm is not None
-        if self.config.train.mixed_precision == "fp16" or not self._looks_at(step + 1) or grad_norm.isfinite():
-            self.updater.step()
-            self.hooks.updated(step + 1)
-        return loss, grad_norm
+        return self.stepper(step, is_guarded=self._looks_at(step + 1))
 
     def _save(self, state: TrainState) -> bool:
         """Save; False if the weights are broken, which must never take the place of good ones, and were put back."""
