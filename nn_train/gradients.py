@@ -18,6 +18,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from nn_train.batch_plan import BatchPlan, Share, cut, derive_seed
 from nn_train.batches import Batches, deal_batches
@@ -63,8 +65,9 @@ def build_gradients(
     objective: Objective,
     share: Share,
     canonical_slices: int | None,
+    is_compressed: bool = False,
 ) -> Gradients:
-    """Exact gradients where `canonical_slices` is given, else fast ones."""
+    """Exact gradients where `canonical_slices` is given, else fast ones, which may be compressed on their way."""
 
     def sum_loss(batch: Batch) -> Tensor:
         logits = model(batch.x_num, batch.x_cat)
@@ -75,6 +78,8 @@ def build_gradients(
     loss = BatchLoss(sum=sum_loss, weight=batch_weight(rows))
     batches = deal_batches(rows, plan, rank=runtime.rank, num_processes=runtime.num_processes)
     if canonical_slices is None:
+        if is_compressed and isinstance(model, DistributedDataParallel):
+            model.register_comm_hook(None, reduce_in_bf16)
         any_row = rows.take(torch.zeros(1, dtype=torch.int64))
         return FastGradients(runtime, model, loss=loss, plan=plan, batches=batches, share=share, any_row=any_row)
     return ExactGradients(runtime, model, loss=loss, plan=plan, batches=batches, num_slices=canonical_slices)
@@ -89,6 +94,11 @@ def batch_weight(rows: PackedRows) -> Callable[[np.ndarray], float]:
         return len
     weight = rows.weight.cpu().numpy()
     return lambda positions: float(weight[positions].astype(np.float64).sum()) or 1.0
+
+
+def reduce_in_bf16(group: dist.ProcessGroup | None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[reportPrivateImportUsage]
+    """Torch's own hook under another name: DDP refuses that name where there is no NCCL, and gloo sums bfloat16 too."""
+    return bf16_compress_hook(group, bucket)  # type: ignore[arg-type]
 
 
 class FastGradients:

@@ -560,6 +560,9 @@ class TrainConfig(Section):
     """`fast`: DDP's all-reduce; `exact`: weights are bit-identical on any number of processes, slower."""
     canonical_slices: int = Field(default=8, ge=1, le=1024)
     """Slices of a global batch in exact mode; a power of two, and a multiple of the number of processes."""
+    gradient_compression: Annotated[Literal["no", "bf16"], BeforeValidator(_no_as_word)] = "no"
+    """Gradients on their way between processes: `bf16` sends half the bytes, and rounds to 8 bits of precision. It is
+    for slow networks, is refused under gradient_reduction exact, and one process has nothing to send."""
     compile: bool = False
     """Compile the network with torch.compile."""
     cpu_threads: int = Field(default=1, ge=1)
@@ -578,6 +581,11 @@ class TrainConfig(Section):
             raise ValueError(f"train.quantiles={list(self.quantiles)} do not increase; write each once, in order")
         if self.gradient_reduction == "exact" and self.canonical_slices & (self.canonical_slices - 1):
             raise ValueError(f"train.canonical_slices={self.canonical_slices} is not a power of two (1, 2, 4, 8, ...)")
+        if self.gradient_reduction == "exact" and self.gradient_compression != "no":
+            raise ValueError(
+                f"train.gradient_compression={self.gradient_compression} rounds the gradients, and "
+                "train.gradient_reduction=exact promises their bits; write train.gradient_compression=no, or fast"
+            )
         return self
 
     def misfit(self, task: Task) -> tuple[str, str] | None:

@@ -249,6 +249,7 @@ class Training:
             objective=self.objective,
             share=self.share,
             canonical_slices=train.canonical_slices if train.gradient_reduction == "exact" else None,
+            is_compressed=train.gradient_compression == "bf16",
         )
 
     def _restore_optimizer(self, checkpoint: Checkpoint) -> None:
