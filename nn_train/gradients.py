@@ -9,10 +9,11 @@ backward and dropout seed, and their gradients are summed in one binary tree who
 inside a process and whose upper levels are pairwise exchanges.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from nn_train.objective import Objective
 from nn_train.packed import Batch, PackedRows
 from nn_train.pulse import pulse
 from nn_train.runtime import Runtime
+from nn_train.step_profile import Laps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,10 @@ class Gradients(Protocol):
 
     def global_loss(self, loss: Tensor) -> Tensor:
         """The mean loss of the global batch from what `compute` returned; a collective."""
+        ...
+
+    def watched(self, laps: Laps) -> Self:
+        """The same gradients with their parts timed."""
         ...
 
 
@@ -122,7 +128,8 @@ class FastGradients:
         self.model = model
         self.loss = loss
         self.plan = plan
-        self.batches = batches
+        self.take = batches.mine
+        self.backward = runtime.accelerator.backward
         self.any_row = any_row
         self.num_micro_steps = share.num_micro_steps
         if runtime.num_processes > 1:
@@ -145,7 +152,7 @@ class FastGradients:
         """Every process takes as many micro-steps as any other, the empty ones included."""
         runtime = self.runtime
         weight = self.loss.weight(self.plan.rows(step))
-        mine = self.batches.mine(step)
+        mine = self.take(step)
         total = torch.zeros((), device=runtime.device)
         for index, (low, high) in enumerate(cut(len(mine), self.num_micro_steps)):
             runtime.seed_step(derive_seed(self.plan.seed, step, runtime.rank, index))
@@ -156,13 +163,23 @@ class FastGradients:
                 loss = self.loss.sum(mine.part(low, high)) if high > low else 0.0 * self.loss.sum(self.any_row)
                 loss = loss / weight if not is_broken else loss * torch.nan
                 with pulse if is_last else nullcontext():
-                    runtime.accelerator.backward(loss * runtime.num_processes)  # DDP takes the mean over processes
+                    self.backward(loss * runtime.num_processes)  # DDP takes the mean over processes
             total = total + loss.detach()
         return total
 
     def global_loss(self, loss: Tensor) -> Tensor:
         """Sum the processes' parts."""
         return self.runtime.sum(loss)
+
+    def watched(self, laps: Laps) -> Self:
+        """These with their parts timed."""
+        found = copy.copy(self)
+        found.take = laps.timed("data", self.take)
+        found.loss = dataclasses.replace(self.loss, sum=laps.timed("forward", self.loss.sum))
+        reduces = self.runtime.num_processes > 1
+        parameters = list(self.model.parameters())
+        found.backward = laps.reducing(self.backward, parameters) if reduces else laps.timed("backward", self.backward)
+        return found
 
 
 class ExactGradients:
@@ -185,7 +202,9 @@ class ExactGradients:
         self.model = model
         self.loss = loss
         self.plan = plan
-        self.batches = batches
+        self.take = batches.mine
+        self.backward = runtime.accelerator.backward
+        self.exchange = self._exchange
         self.num_slices = num_slices
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.size = sum(p.numel() for p in self.parameters) + 1
@@ -198,7 +217,7 @@ class ExactGradients:
         weight = self.loss.weight(rows)
         per_process = self.num_slices // self.runtime.num_processes
         first = self.runtime.rank * per_process
-        mine = self.batches.mine(step)
+        mine = self.take(step)
         bounds = cut(len(rows), self.num_slices)
         before = bounds[first][0]  # the rows of the processes in front of this one
         partial: list[tuple[int, Tensor]] = []  # (slices summed, their sum), as in a binary counter
@@ -213,7 +232,7 @@ class ExactGradients:
             partial.append((count, buffer))
         if is_broken:
             partial[0][1].fill_(torch.nan)
-        total = self._exchange(partial[0][1])
+        total = self.exchange(partial[0][1])
         self._point_gradients_at(total)
         self.free.append(total)
         return total[-1].clone()
@@ -226,7 +245,7 @@ class ExactGradients:
             self.runtime.seed_step(derive_seed(self.plan.seed, step, index))
             with self.runtime.accelerator.no_sync(self.model):
                 loss = self.loss.sum(batch) / weight
-                self.runtime.accelerator.backward(loss)
+                self.backward(loss)
             buffer[-1] = loss.detach()
         return buffer
 
@@ -260,3 +279,12 @@ class ExactGradients:
     def global_loss(self, loss: Tensor) -> Tensor:
         """It is global already."""
         return loss
+
+    def watched(self, laps: Laps) -> Self:
+        """These with their parts timed; the buffers stay shared."""
+        found = copy.copy(self)
+        found.take = laps.timed("data", self.take)
+        found.loss = dataclasses.replace(self.loss, sum=laps.timed("forward", self.loss.sum))
+        found.backward = laps.timed("backward", self.backward)
+        found.exchange = laps.timed("communication", self.exchange)
+        return found

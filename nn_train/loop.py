@@ -22,6 +22,7 @@ from nn_train.optim import lr_at_step
 from nn_train.pulse import pulse
 from nn_train.runtime import Runtime
 from nn_train.settings import Config
+from nn_train.step_profile import Profile
 from nn_train.stepping import Stepper
 
 logger = logging.getLogger("nn_train")
@@ -84,6 +85,7 @@ class Trainer:
         config: Config,
         metric: str,
         hooks: Hooks,
+        profile: Profile | None = None,
     ):
         self.runtime = runtime
         self.model = model
@@ -93,6 +95,7 @@ class Trainer:
         self.metric = metric
         self.hooks = hooks
         self.total_steps = count_steps(config, plan)
+        self.profile = profile
         self.stepper = Stepper(
             runtime,
             model,
@@ -102,6 +105,7 @@ class Trainer:
             total_steps=self.total_steps,
             updated=hooks.updated,
         )
+        self.make_step: Callable[..., tuple[Tensor, Tensor]] = self.stepper
         self.eval_steps = plan.steps_per_epoch if config.train.eval_every == "epoch" else config.train.eval_every
         # reading a number off a GPU waits for it: there, look for non-finite ones only when a line is logged,
         # unless broken steps are to be left out, before they change a weight
@@ -114,6 +118,9 @@ class Trainer:
         """Train until the end or a stop request; True if training is finished."""
         self.model.train()
         self.saved_s = time.monotonic()
+        if self.profile is not None:
+            left = 0 if state.finished else self.total_steps - state.step
+            self.make_step = self.profile.around(self.stepper, self.stepper.watched, num_steps=left)
         self._start_clocks(state)
         while True:
             if not state.finished and state.step >= self.total_steps:
@@ -128,6 +135,8 @@ class Trainer:
                 if self._should_stop(state) and self._save(state):
                     break
         self._settle(state)
+        if self.profile is not None:
+            self.profile.finish()
         return bool(state.finished)
 
     def _start_clocks(self, state: TrainState) -> None:
@@ -159,7 +168,7 @@ class Trainer:
         return nothing, nothing
 
     def _update(self, step: int) -> tuple[Tensor, Tensor]:
-        return self.stepper(step, is_guarded=self._looks_at(step + 1))
+        return self.make_step(step, is_guarded=self._looks_at(step + 1))
 
     def _save(self, state: TrainState) -> bool:
         """Save; False if the weights are broken, which must never take the place of good ones, and were put back."""

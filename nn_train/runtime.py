@@ -83,6 +83,13 @@ class Runtime:
         with pulse:
             return broadcast_object_list([value])[0]
 
+    def collect(self, value: T) -> list[T]:
+        """The plain values of all processes, by rank, on every process."""
+        if self.num_processes == 1:
+            return [value]
+        with pulse:
+            return gather_object([value])
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of `values` over all processes, on every process."""
         if self.num_processes == 1:

@@ -567,6 +567,10 @@ class TrainConfig(Section):
     """Compile the network with torch.compile."""
     cpu_threads: int = Field(default=1, ge=1)
     """Threads of one process on the CPU; fixed, since with another number sums differ in their last bits."""
+    profile: bool = False
+    """Measure a short window of each start (its steps 10 to 40, fewer of a short one): profile.json, terminal and page
+    say what a step's time goes into and which process is slow; profile/ holds traces of a few steps. Weights keep their
+    bits."""
     check_every_steps: int = Field(default=10, ge=1)
     """Steps between two agreements of all processes on stopping (signal, max_time) and on timed checkpoints."""
 
@@ -804,6 +808,7 @@ FREE_KEYS = (
     "train.max_time",
     "train.non_finite",
     "train.check_every_steps",
+    "train.profile",
 )
 
 # How a table's bytes are read: what may be said anew of a table to be predicted.

@@ -4,7 +4,9 @@ Written out in plain PyTorch, since Accelerate's wrappers look at signatures, ve
 a small network's step is short beside that.
 """
 
+import copy
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
@@ -15,6 +17,7 @@ from nn_train.optim import lr_at_step
 from nn_train.pulse import pulse
 from nn_train.runtime import Runtime
 from nn_train.settings import Config
+from nn_train.step_profile import Laps
 
 
 class Stepper:
@@ -42,6 +45,7 @@ class Stepper:
         self.has_scaler = runtime.accelerator.scaler is not None
         self.updater = optimizer if self.has_scaler else self.optimizer
         self.unscale = lambda: runtime.accelerator.unscale_gradients(optimizer)
+        self.apply = self._apply
 
     def __call__(self, step: int, *, is_guarded: bool) -> tuple[Tensor, Tensor]:
         """Loss and gradient norm; where `is_guarded`, a norm that is not finite leaves the weights as they are."""
@@ -54,7 +58,14 @@ class Stepper:
         loss = self.gradients.compute(step, is_broken=is_broken)
         return loss, self.apply(step, is_guarded)
 
-    def apply(self, step: int, is_guarded: bool) -> Tensor:
+    def watched(self, laps: Laps) -> Self:
+        """The same steps with their parts timed."""
+        found = copy.copy(self)
+        found.gradients = self.gradients.watched(laps)
+        found.apply = laps.timed("optimizer", self.apply)
+        return found
+
+    def _apply(self, step: int, is_guarded: bool) -> Tensor:
         """Change the weights by the gradients that are there; their norm before they were clipped."""
         if self.has_scaler:
             self.unscale()  # before clipping, which would clip scaled gradients otherwise

@@ -20,7 +20,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("settings", "network_choice", "config", "config_help", "attempts", "faults", "pulse", "timeline", "sweep_space",
      "crew"),
     ("update_rules",),
-    ("batch_plan", "metrics", "calibration", "curves", "costs", "verdict", "placement"),
+    ("batch_plan", "metrics", "calibration", "curves", "costs", "verdict", "placement", "step_times"),
     ("objective", "optim", "averaging"),
     ("own_metrics",),
     ("models", "models.options", "models.numeric", "models.categories", "models.inputs", "models.members", "models.mlp",
@@ -35,8 +35,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("plots", "plots_run", "plots_binary", "plots_multiclass", "plots_regression", "plots_explain", "plots_compare"),
     ("report_run", "report_table", "report_page", "report_errors", "report_media", "report"),
     ("resampling", "comparison", "compare_run", "compare_tables", "compare_page", "compare"),
-    ("batches", "gradients", "stepping", "loop", "checkpoint", "saving", "evaluation", "importance", "overfit",
-     "training", "judging"),
+    ("batches", "step_profile", "gradients", "stepping", "loop", "checkpoint", "saving", "evaluation", "importance",
+     "overfit", "training", "judging"),
     ("dependence", "attributions", "explanation", "lr_range"),
     ("engine",),
     ("fitting", "estimator", "ensemble_bundle"),
@@ -45,7 +45,7 @@ LAYERS: list[tuple[str, ...]] = [
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 TORCH_FREE = ["errors", "ending", "schema", "settings", "network_choice", "config", "config_help", "train", "find_lr",
               "predict", "export", "serve", "batch_plan", "metrics", "calibration", "curves", "costs", "verdict",
-              "baselines", "run_folder", "report", "manifest", "attempts", "faults", "pulse", "timeline",
+              "step_times", "baselines", "run_folder", "report", "manifest", "attempts", "faults", "pulse", "timeline",
               "sweep_space", "crew", "sweep", "ensemble", "resampling", "comparison", "compare", "source_table",
               "known_target", "table_shards", "big_table", "make_table"]  # fmt: skip
 
