@@ -84,7 +84,8 @@ def build_gradients(
     loss = BatchLoss(sum=sum_loss, weight=batch_weight(rows))
     batches = deal_batches(rows, plan, rank=runtime.rank, num_processes=runtime.num_processes)
     if canonical_slices is None:
-        if is_compressed and isinstance(model, DistributedDataParallel):
+        # torchrun wraps the network of a single process too, which has nothing to send
+        if is_compressed and runtime.num_processes > 1 and isinstance(model, DistributedDataParallel):
             model.register_comm_hook(None, reduce_in_bf16)
         any_row = rows.take(torch.zeros(1, dtype=torch.int64))
         return FastGradients(runtime, model, loss=loss, plan=plan, batches=batches, share=share, any_row=any_row)

@@ -177,8 +177,9 @@ def ddp_options(config: TrainConfig) -> DistributedDataParallelKwargs:
     return DistributedDataParallelKwargs(
         # the networks' buffers are constants: sending them round before every forward would be for nothing
         broadcast_buffers=False,
-        # a reduced gradient stays in its bucket instead of being copied out of it. Not in exact mode, which never
-        # reduces through DDP, and whose bits were others on several processes under it (tests/test_worlds.py)
+        # a reduced gradient stays in its bucket instead of being copied out of it. Not in exact mode: torchrun with one
+        # process wraps the network too, Accelerate's no_sync does nothing there, and DDP would then take the gradients
+        # out of the buffers that exact mode sums up
         gradient_as_bucket_view=config.gradient_reduction == "fast",
     )
 

@@ -49,9 +49,11 @@ def test_a_run_that_goes_on_has_the_bits_of_the_undisturbed_one(folder: Path, pr
 def test_one_process_has_nothing_to_send(tmp_path: Path) -> None:
     make_table(300).to_csv(tmp_path / "table.csv", index=False)
     for name, words in (("plain", ()), ("bf16", (BF16,))):
-        own = [f"data.path={tmp_path / 'table.csv'}", f"run.dir={tmp_path / name}", "train.max_steps=5"]
-        Engine(load_config(None, [*WORDS, *own, *words])).run()
+        own = [*WORDS, f"data.path={tmp_path / 'table.csv'}", "train.max_steps=5", *words]
+        Engine(load_config(None, [*own, f"run.dir={tmp_path / name}"])).run()
+        run_world(1, [[*own, f"run.dir={tmp_path / f'{name}-torchrun'}"]], tmp_path)  # wrapped in DDP all the same
     assert digest(tmp_path / "plain") == digest(tmp_path / "bf16")
+    assert last_weights(tmp_path / "plain-torchrun") == last_weights(tmp_path / "bf16-torchrun")
 
 
 def test_exact_gradients_are_not_rounded() -> None:
