@@ -273,7 +273,9 @@ class Engine:
             total_steps = self.training.total_steps
             self.bar = ProgressBar(total_steps=total_steps, first_step=state.step, is_main=self.runtime.is_main)
             try:
-                is_done = self.training.run(self.run_dir / "checkpoints", stop_requested=lambda: stop.requested)
+                is_done = self.training.run(
+                    self.run_dir / "checkpoints", stop_requested=lambda: stop.requested, profile_into=self.run_dir
+                )
             finally:
                 self.bar.close()
         self.seconds["train"] = state.elapsed_s

@@ -9,15 +9,18 @@ backward and dropout seed, and their gradients are summed in one binary tree who
 inside a process and whose upper levels are pairwise exchanges.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from nn_train.batch_plan import BatchPlan, Share, cut, derive_seed
 from nn_train.batches import Batches, deal_batches
@@ -25,6 +28,7 @@ from nn_train.objective import Objective
 from nn_train.packed import Batch, PackedRows
 from nn_train.pulse import pulse
 from nn_train.runtime import Runtime
+from nn_train.step_profile import Laps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,10 @@ class Gradients(Protocol):
         """The mean loss of the global batch from what `compute` returned; a collective."""
         ...
 
+    def watched(self, laps: Laps) -> Self:
+        """The same gradients with their parts timed."""
+        ...
+
 
 def build_gradients(
     runtime: Runtime,
@@ -63,8 +71,9 @@ def build_gradients(
     objective: Objective,
     share: Share,
     canonical_slices: int | None,
+    is_compressed: bool = False,
 ) -> Gradients:
-    """Exact gradients where `canonical_slices` is given, else fast ones."""
+    """Exact gradients where `canonical_slices` is given, else fast ones, which may be compressed on their way."""
 
     def sum_loss(batch: Batch) -> Tensor:
         logits = model(batch.x_num, batch.x_cat)
@@ -75,6 +84,9 @@ def build_gradients(
     loss = BatchLoss(sum=sum_loss, weight=batch_weight(rows))
     batches = deal_batches(rows, plan, rank=runtime.rank, num_processes=runtime.num_processes)
     if canonical_slices is None:
+        # torchrun wraps the network of a single process too, which has nothing to send
+        if is_compressed and runtime.num_processes > 1 and isinstance(model, DistributedDataParallel):
+            model.register_comm_hook(None, reduce_in_bf16)
         any_row = rows.take(torch.zeros(1, dtype=torch.int64))
         return FastGradients(runtime, model, loss=loss, plan=plan, batches=batches, share=share, any_row=any_row)
     return ExactGradients(runtime, model, loss=loss, plan=plan, batches=batches, num_slices=canonical_slices)
@@ -89,6 +101,11 @@ def batch_weight(rows: PackedRows) -> Callable[[np.ndarray], float]:
         return len
     weight = rows.weight.cpu().numpy()
     return lambda positions: float(weight[positions].astype(np.float64).sum()) or 1.0
+
+
+def reduce_in_bf16(group: dist.ProcessGroup | None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[reportPrivateImportUsage]
+    """Torch's own hook under another name: DDP refuses that name where there is no NCCL, and gloo sums bfloat16 too."""
+    return bf16_compress_hook(group, bucket)  # type: ignore[arg-type]
 
 
 class FastGradients:
@@ -112,7 +129,8 @@ class FastGradients:
         self.model = model
         self.loss = loss
         self.plan = plan
-        self.batches = batches
+        self.take = batches.mine
+        self.backward = runtime.accelerator.backward
         self.any_row = any_row
         self.num_micro_steps = share.num_micro_steps
         if runtime.num_processes > 1:
@@ -135,7 +153,7 @@ class FastGradients:
         """Every process takes as many micro-steps as any other, the empty ones included."""
         runtime = self.runtime
         weight = self.loss.weight(self.plan.rows(step))
-        mine = self.batches.mine(step)
+        mine = self.take(step)
         total = torch.zeros((), device=runtime.device)
         for index, (low, high) in enumerate(cut(len(mine), self.num_micro_steps)):
             runtime.seed_step(derive_seed(self.plan.seed, step, runtime.rank, index))
@@ -146,13 +164,23 @@ class FastGradients:
                 loss = self.loss.sum(mine.part(low, high)) if high > low else 0.0 * self.loss.sum(self.any_row)
                 loss = loss / weight if not is_broken else loss * torch.nan
                 with pulse if is_last else nullcontext():
-                    runtime.accelerator.backward(loss * runtime.num_processes)  # DDP takes the mean over processes
+                    self.backward(loss * runtime.num_processes)  # DDP takes the mean over processes
             total = total + loss.detach()
         return total
 
     def global_loss(self, loss: Tensor) -> Tensor:
         """Sum the processes' parts."""
         return self.runtime.sum(loss)
+
+    def watched(self, laps: Laps) -> Self:
+        """These with their parts timed."""
+        found = copy.copy(self)
+        found.take = laps.timed("data", self.take)
+        found.loss = dataclasses.replace(self.loss, sum=laps.timed("forward", self.loss.sum))
+        reduces = self.runtime.num_processes > 1
+        parameters = list(self.model.parameters())
+        found.backward = laps.reducing(self.backward, parameters) if reduces else laps.timed("backward", self.backward)
+        return found
 
 
 class ExactGradients:
@@ -175,7 +203,9 @@ class ExactGradients:
         self.model = model
         self.loss = loss
         self.plan = plan
-        self.batches = batches
+        self.take = batches.mine
+        self.backward = runtime.accelerator.backward
+        self.exchange = self._exchange
         self.num_slices = num_slices
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.size = sum(p.numel() for p in self.parameters) + 1
@@ -188,7 +218,7 @@ class ExactGradients:
         weight = self.loss.weight(rows)
         per_process = self.num_slices // self.runtime.num_processes
         first = self.runtime.rank * per_process
-        mine = self.batches.mine(step)
+        mine = self.take(step)
         bounds = cut(len(rows), self.num_slices)
         before = bounds[first][0]  # the rows of the processes in front of this one
         partial: list[tuple[int, Tensor]] = []  # (slices summed, their sum), as in a binary counter
@@ -203,7 +233,7 @@ class ExactGradients:
             partial.append((count, buffer))
         if is_broken:
             partial[0][1].fill_(torch.nan)
-        total = self._exchange(partial[0][1])
+        total = self.exchange(partial[0][1])
         self._point_gradients_at(total)
         self.free.append(total)
         return total[-1].clone()
@@ -216,7 +246,7 @@ class ExactGradients:
             self.runtime.seed_step(derive_seed(self.plan.seed, step, index))
             with self.runtime.accelerator.no_sync(self.model):
                 loss = self.loss.sum(batch) / weight
-                self.runtime.accelerator.backward(loss)
+                self.backward(loss)
             buffer[-1] = loss.detach()
         return buffer
 
@@ -250,3 +280,12 @@ class ExactGradients:
     def global_loss(self, loss: Tensor) -> Tensor:
         """It is global already."""
         return loss
+
+    def watched(self, laps: Laps) -> Self:
+        """These with their parts timed; the buffers stay shared."""
+        found = copy.copy(self)
+        found.take = laps.timed("data", self.take)
+        found.loss = dataclasses.replace(self.loss, sum=laps.timed("forward", self.loss.sum))
+        found.backward = laps.timed("backward", self.backward)
+        found.exchange = laps.timed("communication", self.exchange)
+        return found

@@ -22,6 +22,8 @@ from nn_train.optim import lr_at_step
 from nn_train.pulse import pulse
 from nn_train.runtime import Runtime
 from nn_train.settings import Config
+from nn_train.step_profile import Profile
+from nn_train.stepping import Stepper
 
 logger = logging.getLogger("nn_train")
 MAX_SKIPS = 10  # broken steps in a row: more than that is no matter of single rows
@@ -83,19 +85,27 @@ class Trainer:
         config: Config,
         metric: str,
         hooks: Hooks,
+        profile: Profile | None = None,
     ):
         self.runtime = runtime
         self.model = model
-        self.parameters = list(model.parameters())
-        self.optimizer = optimizer
-        # Accelerate's wrapper looks for a package on the disk at every step; only a loss scale needs it
-        self.updater = optimizer if runtime.accelerator.scaler is not None else optimizer.optimizer
         self.gradients = gradients
         self.plan = plan
         self.config = config
         self.metric = metric
         self.hooks = hooks
         self.total_steps = count_steps(config, plan)
+        self.profile = profile
+        self.stepper = Stepper(
+            runtime,
+            model,
+            optimizer,
+            gradients=gradients,
+            config=config,
+            total_steps=self.total_steps,
+            updated=hooks.updated,
+        )
+        self.make_step: Callable[..., tuple[Tensor, Tensor]] = self.stepper
         self.eval_steps = plan.steps_per_epoch if config.train.eval_every == "epoch" else config.train.eval_every
         # reading a number off a GPU waits for it: there, look for non-finite ones only when a line is logged,
         # unless broken steps are to be left out, before they change a weight
@@ -108,6 +118,9 @@ class Trainer:
         """Train until the end or a stop request; True if training is finished."""
         self.model.train()
         self.saved_s = time.monotonic()
+        if self.profile is not None:
+            left = 0 if state.finished else self.total_steps - state.step
+            self.make_step = self.profile.around(self.stepper, self.stepper.watched, num_steps=left)
         self._start_clocks(state)
         while True:
             if not state.finished and state.step >= self.total_steps:
@@ -122,6 +135,8 @@ class Trainer:
                 if self._should_stop(state) and self._save(state):
                     break
         self._settle(state)
+        if self.profile is not None:
+            self.profile.finish()
         return bool(state.finished)
 
     def _start_clocks(self, state: TrainState) -> None:
@@ -153,20 +168,7 @@ class Trainer:
         return nothing, nothing
 
     def _update(self, step: int) -> tuple[Tensor, Tensor]:
-        lr = lr_at_step(step, self.config.optim, total_steps=self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        is_broken = pulse.mark("step", step)
-        loss = self.gradients.compute(step, is_broken=is_broken)
-        # after backward, and after unscaling under fp16: earlier it would clip nothing
-        limit = self.config.train.grad_clip
-        grad_norm = self.runtime.accelerator.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
-        assert grad_norm is not None
-        if self.config.train.mixed_precision == "fp16" or not self._looks_at(step + 1) or grad_norm.isfinite():
-            self.updater.step()
-            self.hooks.updated(step + 1)
-        return loss, grad_norm
+        return self.make_step(step, is_guarded=self._looks_at(step + 1))
 
     def _save(self, state: TrainState) -> bool:
         """Save; False if the weights are broken, which must never take the place of good ones, and were put back."""

@@ -23,6 +23,7 @@ from nn_train.report_run import (
 from nn_train.report_table import MOST_TABLE_ROWS, Table, duration, number, share
 from nn_train.sampling import describe_baseline_sample, describe_streamed
 from nn_train.schema import SPLITS
+from nn_train.step_times import describe_straggler, describe_window, tabulate
 from nn_train.timeline import PARTS, USEFUL, Event, describe, describe_duration, is_number
 from nn_train.verdict import describe_difference
 
@@ -361,6 +362,24 @@ def build_timeline(run: Run) -> dict[str, Any] | None:
     }
 
 
+def build_profile(run: Run) -> dict[str, Any] | None:
+    """The section on what a step's time goes into; None where it was not measured, or the file holds something else."""
+    try:
+        head, rows = tabulate(run.profile)
+        caption, straggler = describe_window(run.profile), describe_straggler(run.profile)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    columns = slice(None) if len(rows) > 1 else slice(2, None)  # one process needs no name
+    table = Table(
+        caption=caption,
+        head=head[columns],
+        rows=[row[columns] for row in rows],
+        num_text=2 if len(rows) > 1 else 0,
+        note="Communication is the exchange itself; waiting is the time until the slowest process is there.",
+    )
+    return {"table": table, "straggler": straggler}
+
+
 def build_page(run: Run) -> dict[str, Any]:
     """Everything that the template shows, save the pictures."""
     _, rows = build_leaderboard(run)
@@ -378,6 +397,7 @@ def build_page(run: Run) -> dict[str, Any]:
         "targets": build_target_table(run),
         "costs": build_cost_table(run),
         "timeline": build_timeline(run),
+        "profile": build_profile(run),
         "importance": build_importance_table(run),
         "importance_words": describe_importance(run),
         "reproduction": build_reproduction(run),

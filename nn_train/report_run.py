@@ -56,6 +56,7 @@ JSON_FILES = {
     "data": "data",
     "environment": "environment",
     "explanation": "explain",
+    "profile": "profile",
 }
 MODEL_NAMES = {
     "majority": "majority class",
@@ -86,6 +87,7 @@ class Run:
     data: dict[str, Any]
     environment: dict[str, Any]
     explanation: dict[str, Any]
+    profile: dict[str, Any]
     history: pd.DataFrame
     test: pd.DataFrame
     val: pd.DataFrame

@@ -23,6 +23,7 @@ from nn_train.timeline import EVENTS_FILE
 MODEL_FILE = (
     "model.json"  # the network's settings as the first start resolved them: a later one may be on another device
 )
+PROFILE_FILE, TRACE_FOLDER = "profile.json", "profile"  # of train.profile
 # What a start writes before config.yaml: where it was killed in between, these are all there is.
 START_FILES = (
     "schema.json",
@@ -39,6 +40,8 @@ OUTPUTS = (
     "checkpoints",
     "plots",
     "wandb",
+    PROFILE_FILE,
+    TRACE_FOLDER,
     "status.json",
     "tracked.json",
     EVENTS_FILE,

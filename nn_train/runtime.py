@@ -83,6 +83,13 @@ class Runtime:
         with pulse:
             return broadcast_object_list([value])[0]
 
+    def collect(self, value: T) -> list[T]:
+        """The plain values of all processes, by rank, on every process."""
+        if self.num_processes == 1:
+            return [value]
+        with pulse:
+            return gather_object([value])
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of `values` over all processes, on every process."""
         if self.num_processes == 1:
@@ -148,8 +155,7 @@ def start_runtime(config: TrainConfig, *, log_with: str | None = None) -> Runtim
             log_with=log_with,
             # micro-batches are ours: a number left in the launcher's environment must not scale the gradients
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            # the networks' buffers are constants: sending them round before every forward would be for nothing
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            kwargs_handlers=[ddp_options(config)],
         )
     torch.set_num_threads(config.cpu_threads)  # after Accelerate, which sets a number of its own
     if accelerator.distributed_type in SHARDED:
@@ -159,6 +165,23 @@ def start_runtime(config: TrainConfig, *, log_with: str | None = None) -> Runtim
         )
     check_world(accelerator.num_processes)
     return Runtime(accelerator)
+
+
+def ddp_options(config: TrainConfig) -> DistributedDataParallelKwargs:
+    """How DDP wraps the network.
+
+    `static_graph` is left out: under it the first backward within no_sync fails in torch, and exact mode has no other
+    backward than those. Fast mode would lay its buckets out a backward later, after the one that is to settle them, and
+    gain nothing: what it saves is a search for unused weights, which is off.
+    """
+    return DistributedDataParallelKwargs(
+        # the networks' buffers are constants: sending them round before every forward would be for nothing
+        broadcast_buffers=False,
+        # a reduced gradient stays in its bucket instead of being copied out of it. Not in exact mode: torchrun with one
+        # process wraps the network too, Accelerate's no_sync does nothing there, and DDP would then take the gradients
+        # out of the buffers that exact mode sums up
+        gradient_as_bucket_view=config.gradient_reduction == "fast",
+    )
 
 
 def check_launch(*, wants_cpu: bool) -> None:

@@ -573,10 +573,17 @@ class TrainConfig(Section):
     """`fast`: DDP's all-reduce; `exact`: weights are bit-identical on any number of processes, slower."""
     canonical_slices: int = Field(default=8, ge=1, le=1024)
     """Slices of a global batch in exact mode; a power of two, and a multiple of the number of processes."""
+    gradient_compression: Annotated[Literal["no", "bf16"], BeforeValidator(_no_as_word)] = "no"
+    """Gradients on their way between processes: `bf16` sends half the bytes, and rounds to 8 bits of precision. It is
+    for slow networks, is refused under gradient_reduction exact, and one process has nothing to send."""
     compile: bool = False
     """Compile the network with torch.compile."""
     cpu_threads: int = Field(default=1, ge=1)
     """Threads of one process on the CPU; fixed, since with another number sums differ in their last bits."""
+    profile: bool = False
+    """Measure a short window of each start (its steps 10 to 40, fewer of a short one): profile.json, terminal and page
+    say what a step's time goes into and which process is slow; profile/ holds traces of a few steps. Weights keep their
+    bits."""
     check_every_steps: int = Field(default=10, ge=1)
     """Steps between two agreements of all processes on stopping (signal, max_time) and on timed checkpoints."""
 
@@ -591,6 +598,11 @@ class TrainConfig(Section):
             raise ValueError(f"train.quantiles={list(self.quantiles)} do not increase; write each once, in order")
         if self.gradient_reduction == "exact" and self.canonical_slices & (self.canonical_slices - 1):
             raise ValueError(f"train.canonical_slices={self.canonical_slices} is not a power of two (1, 2, 4, 8, ...)")
+        if self.gradient_reduction == "exact" and self.gradient_compression != "no":
+            raise ValueError(
+                f"train.gradient_compression={self.gradient_compression} rounds the gradients, and "
+                "train.gradient_reduction=exact promises their bits; write train.gradient_compression=no, or fast"
+            )
         return self
 
     def misfit(self, task: Task) -> tuple[str, str] | None:
@@ -816,6 +828,7 @@ FREE_KEYS = (
     "train.max_time",
     "train.non_finite",
     "train.check_every_steps",
+    "train.profile",
 )
 
 # How a table's bytes are read: what may be said anew of a table to be predicted.

@@ -6,12 +6,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from nn_train.sampling import describe_baseline_sample, describe_streamed
 from nn_train.schema import TableSchema, Task
+from nn_train.step_times import describe_straggler, describe_window, tabulate
 from nn_train.verdict import describe_verdict, find_better
 
 logger = logging.getLogger("nn_train")
@@ -99,6 +101,20 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         logger.info("%s", line)
     if metrics.get("verdict"):
         logger.info("%s", describe_verdict(metrics["verdict"], find_better(metrics)))
+
+
+def print_profile(profile: Mapping[str, Any]) -> None:
+    """Show what a step's time goes into, and the process that the others wait for, if there is one."""
+    head, rows = tabulate(profile)
+    columns = slice(None) if len(rows) > 1 else slice(2, None)  # one process needs no name
+    table = Table(title=describe_window(profile), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for name in head[columns]:
+        table.add_column(name, justify="left" if name in head[:2] else "right", overflow="fold", no_wrap=name != "host")
+    for row in rows:
+        table.add_row(*row[columns])
+    print_table(table)
+    if text := describe_straggler(profile):
+        logger.warning("warning: %s", text)
 
 
 class ProgressBar:

@@ -35,6 +35,7 @@ from nn_train.runtime import Runtime, seed_everything
 from nn_train.sampling import even_places, held_rows
 from nn_train.saving import Saver, Tell
 from nn_train.settings import Config, ModelConfig
+from nn_train.step_profile import Profile
 from nn_train.streamed_metrics import Accumulator
 from nn_train.streaming import rows_at, stream_metrics
 
@@ -193,8 +194,14 @@ class Training:
         if self.state.finished in EXTENDABLE and not (self.state.finished == "max_time" and is_over_time):
             self.state.finished = ""  # the loop finds out again, under limits that may have been raised
 
-    def run(self, checkpoints: Path, *, stop_requested: Callable[[], bool]) -> bool:
-        """Train until the end or a stop request; True if training is finished."""
+    def run(self, checkpoints: Path, *, stop_requested: Callable[[], bool], profile_into: Path | None = None) -> bool:
+        """Train until the end or a stop request; True if training is finished.
+
+        Under train.profile what is measured goes into the folder `profile_into`.
+        """
+        profile = None
+        if self.config.train.profile and profile_into is not None:
+            profile = Profile(self.runtime, profile_into, check_owner=self.check_owner)
         if self.runtime.is_main:
             self._saver = Saver(
                 checkpoints,
@@ -221,6 +228,7 @@ class Training:
             plan=self.plan,
             config=self.config,
             metric=self.metric,
+            profile=profile,
             hooks=Hooks(
                 updated=self.average.update,
                 evaluate=self._evaluate,
@@ -252,6 +260,7 @@ class Training:
             objective=self.objective,
             share=self.share,
             canonical_slices=train.canonical_slices if train.gradient_reduction == "exact" else None,
+            is_compressed=train.gradient_compression == "bf16",
         )
 
     def _restore_optimizer(self, checkpoint: Checkpoint) -> None:

@@ -21,7 +21,7 @@ LAYERS: list[tuple[str, ...]] = [
      "crew", "together"),
     ("update_rules",),
     ("batch_plan", "metrics", "calibration", "curves", "costs", "verdict", "placement", "sampling",
-     "score_bins", "streamed_metrics", "streamed_values"),
+     "score_bins", "streamed_metrics", "streamed_values", "step_times"),
     ("objective", "optim", "averaging"),
     ("own_metrics",),
     ("models", "models.options", "models.numeric", "models.categories", "models.inputs", "models.members", "models.mlp",
@@ -39,8 +39,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("plots", "plots_run", "plots_binary", "plots_multiclass", "plots_regression", "plots_explain", "plots_compare"),
     ("report_run", "report_table", "report_page", "report_errors", "report_media", "report"),
     ("resampling", "comparison", "compare_run", "compare_tables", "compare_page", "compare"),
-    ("batches", "gradients", "loop", "checkpoint", "saving", "evaluation", "streaming", "importance", "overfit",
-     "training", "streamed_results", "baseline_sample", "judging"),
+    ("batches", "step_profile", "gradients", "stepping", "loop", "checkpoint", "saving", "evaluation", "streaming",
+     "importance", "overfit", "training", "streamed_results", "baseline_sample", "judging"),
     ("dependence", "attributions", "explanation", "lr_range"),
     ("engine",),
     ("fitting", "estimator", "ensemble_bundle"),
@@ -49,7 +49,7 @@ LAYERS: list[tuple[str, ...]] = [
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 TORCH_FREE = ["errors", "ending", "schema", "settings", "network_choice", "config", "config_help", "train", "find_lr",
               "predict", "export", "serve", "batch_plan", "metrics", "calibration", "curves", "costs", "verdict",
-              "sampling", "score_bins", "streamed_metrics", "streamed_values", "parquet_rows",
+              "sampling", "score_bins", "streamed_metrics", "streamed_values", "parquet_rows", "step_times",
               "baselines", "run_folder", "report", "manifest", "attempts", "faults", "pulse", "timeline",
               "sweep_space", "crew", "sweep", "ensemble", "resampling", "comparison", "compare", "source_table",
               "known_target", "table_shards", "big_table", "make_table"]  # fmt: skip

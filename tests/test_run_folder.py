@@ -198,7 +198,7 @@ def test_an_old_run_survives_a_start_that_fails(small_disk: Path, table_file: Pa
 
 
 def test_clear_removes_what_a_run_wrote_and_nothing_else(table_file: Path) -> None:
-    config = config_of(table_file, *PAGE, "tracking.mode=offline")
+    config = config_of(table_file, *PAGE, "tracking.mode=offline", "train.profile=true")
     Engine(config).run()
     assert names(config.run_dir) == {*OUTPUTS, LOCK_FILE, "attempts"}
     (config.run_dir / "notes.txt").write_text("mine")
