@@ -188,8 +188,8 @@ def main() -> None:
             "data": own_batches(engine, arguments.steps),
             "data_per_row": per_row_loader(engine, arguments.steps, None),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in loops}
         loops = {name: run for name, run in loops.items() if name in (arguments.only or name).split(",")}
+        seconds: dict[str, list[float]] = {name: [] for name in loops}
         for turn in range(arguments.turns + 1):
             for name, run in loops.items():
                 started = time.perf_counter()
