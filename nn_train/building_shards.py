@@ -199,6 +199,8 @@ class _Encoder(_Reader):
                         truths[name].append(self._truth(kept, rows + piece.first_row, unit))
                         if name == "test":
                             features.append(self._features(kept))
+        for writer in self.writers.values():
+            writer.sync()  # before a note says that the unit is done
         for name, frames in truths.items():
             _write_frames(frames, _parts(truth_file(self.folder, name)) / f"{number:06d}.parquet")
         _write_frames(features, _parts(features_file(self.folder, "test")) / f"{number:06d}.parquet")

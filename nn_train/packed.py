@@ -165,13 +165,14 @@ class RowsWriter:
         self.dtypes = dtypes
 
     def make(self) -> None:
-        """Make the files; what is in them is nothing yet."""
+        """Make the files, whose rows are nothing yet; one of its full size may have rows already, and stays."""
         for name, file in self.files.items():
-            values = np.lib.format.open_memmap(file, mode="w+", dtype=self.dtypes[name], shape=self.shapes[name])
-            del values
+            row_bytes = math.prod(self.shapes[name]) * np.dtype(self.dtypes[name]).itemsize
+            if not file.exists() or file.stat().st_size <= row_bytes:
+                np.lib.format.open_memmap(file, mode="w+", dtype=self.dtypes[name], shape=self.shapes[name]).flush()
 
     def write(self, first_row: int, columns: Mapping[str, np.ndarray]) -> None:
-        """Put rows to their place, on the disk when this returns."""
+        """Put rows to their place."""
         for name, values in columns.items():
             whole = np.dtype(self.dtypes[name])
             row_bytes = whole.itemsize * math.prod(self.shapes[name][1:])
@@ -180,6 +181,12 @@ class RowsWriter:
                 size = self.files[name].stat().st_size - row_bytes * self.shapes[name][0]
                 stream.seek(size + first_row * row_bytes)
                 stream.write(data.data)
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        for file in self.files.values():
+            with file.open("r+b") as stream:
+                os.fsync(stream.fileno())
 
 
 def save_rows(folder: Path, split: Split, columns: Mapping[str, np.ndarray]) -> None:

@@ -170,6 +170,16 @@ def test_a_small_sample_is_near_the_whole(folder: Path, monkeypatch: pytest.Monk
     assert float(distance.median()) < 0.1
 
 
+@pytest.mark.parametrize("drop", ["size,age,day,w", "colour,member,city", ""])
+def test_a_table_without_numbers_or_levels_and_no_test_rows(drop: str, folder: Path) -> None:
+    data = prepare(folder, f"data.drop={drop}", "split.test=0", "preprocess.indicators=false")
+    assert data.num_rows("test") == 0 == len(data.rows("test", placement="memory"))
+    rows = data.rows("train")
+    assert (rows.x_num.shape[1] == 0) == (drop == "size,age,day,w")
+    assert (rows.x_cat.shape[1] == 0) == (drop == "colour,member,city")
+    assert len(rows) == data.info["rows"]["train"] > 2000
+
+
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
