@@ -38,6 +38,7 @@ import io
 import logging
 import math
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -57,7 +58,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nn_train.config import load_config
 from nn_train.engine import Engine
-from nn_train.packed import ResidentRows
+from nn_train.packed import PackedRows
 from nn_train.preparation import PreparedData
 from nn_train.runtime import start_runtime
 from nn_train.training import Training, build_network, resolve_config
@@ -72,7 +73,7 @@ SETTINGS = [
     "optim.weight_decay=0",
     "train.grad_clip=no",
 ]
-Predict = Callable[[ResidentRows], np.ndarray]  # the probability of the second class, (R,)
+Predict = Callable[[PackedRows], np.ndarray]  # the probability of the second class, (R,)
 Fit = Callable[["Job"], Predict | None]
 
 
@@ -102,7 +103,7 @@ class Job:
         model = resolve_config(self.engine.config, self.data, device_type="cpu").model
         return [model.width] * model.num_blocks
 
-    def rows(self) -> ResidentRows:
+    def rows(self) -> PackedRows:
         return self.data.rows("train", device=CPU)
 
     def network(self) -> nn.Module:
@@ -111,14 +112,14 @@ class Job:
     def adam(self, network: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(network.parameters(), lr=self.lr, fused=self.is_fused or None)
 
-    def flat(self, rows: ResidentRows) -> np.ndarray:
+    def flat(self, rows: PackedRows) -> np.ndarray:
         """Numbers beside one-hot categories, as the perceptron's first layer sees them, (R, E) float32."""
         sizes = self.data.preprocessor.cardinalities
         # code 0, an unseen level, is all zeros
         parts = [one_hot(rows.x_cat[:, column], size)[:, 1:] for column, size in enumerate(sizes)]
         return torch.cat([rows.x_num, *parts], dim=1).numpy()
 
-    def frame(self, rows: ResidentRows) -> pd.DataFrame:
+    def frame(self, rows: PackedRows) -> pd.DataFrame:
         """The same, and the target `y`."""
         flat = self.flat(rows)
         columns = [f"x{index}" for index in range(flat.shape[1])]
@@ -137,7 +138,7 @@ class Turn:
 def by_network(network: nn.Module) -> Predict:
     """Probabilities by a torch network."""
 
-    def predict(rows: ResidentRows) -> np.ndarray:
+    def predict(rows: PackedRows) -> np.ndarray:
         network.eval()
         with torch.no_grad():
             return network(rows.x_num, rows.x_cat).squeeze(-1).sigmoid().numpy()
@@ -330,9 +331,19 @@ def build_job(folder: str, arguments: argparse.Namespace) -> Job:
     words += [f"train.global_batch_size={arguments.batch}", *SETTINGS, *arguments.words]
     engine = Engine(load_config(None, words))
     data = engine.prepare()
-    train = np.tile(data.splits.train, arguments.repeat)
-    data = dataclasses.replace(data, splits=dataclasses.replace(data.splits, train=train))
+    if arguments.repeat > 1:
+        data = _repeat(data, Path(folder) / "repeated", arguments.repeat)
     return Job(engine=engine, data=data, is_fused=arguments.fused)
+
+
+def _repeat(data: PreparedData, folder: Path, times: int) -> PreparedData:
+    """The same with its train rows over and over."""
+    shutil.copytree(data.folder, folder)
+    for file in folder.glob("train.*.npy"):
+        rows = np.load(file, allow_pickle=False)
+        np.save(file, np.concatenate([rows] * times), allow_pickle=False)
+    rows = data.info["rows"] | {"train": data.num_rows("train") * times}
+    return dataclasses.replace(data, folder=folder, info=data.info | {"rows": rows})
 
 
 def take_turns(job: Job, fits: dict[str, Fit], turns: int) -> dict[str, list[Turn]]:
@@ -353,7 +364,7 @@ def take_turns(job: Job, fits: dict[str, Fit], turns: int) -> dict[str, list[Tur
 
 def print_table(job: Job, found: dict[str, list[Turn]]) -> None:
     """One line for each fit."""
-    rows = len(job.data.splits.train)
+    rows = job.data.num_rows("train")
     turns = min(map(len, found.values()))
     print(
         f"{rows:,} rows, {job.epochs} epochs, batch {job.batch}, layers {job.hidden}, "

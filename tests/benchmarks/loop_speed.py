@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*")
     arguments = parser.parse_args()
     logging.getLogger("nn_train").addHandler(logging.NullHandler())
+    torch.set_flush_denormal(True)  # a batch that is learned by heart ends in such numbers, which take a CPU far longer
     with tempfile.TemporaryDirectory() as folder:
         if arguments.memory is not None:
             build_engine(folder, arguments).close()  # packed before, with all the memory there is
