@@ -222,7 +222,12 @@ def _run_jobs(maker: Maker, jobs: list[Job], workers: int, show: Callable[[int],
     counter, stop = context.Value("q", 0), context.Event()
     pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(maker, counter, stop))
     try:
-        waiting: deque[Future[Tally]] = deque(pool.submit(_work, job) for job in jobs)
+        # workers start with the first job, and take over what is blocked: Ctrl-C must not end one that still imports
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            waiting: deque[Future[Tally]] = deque(pool.submit(_work, job) for job in jobs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while waiting:
             wait([waiting[0]], timeout=LOOK_EVERY_S)
             show(counter.value)
