@@ -43,11 +43,14 @@ def build_rows(config: Config, folder: Path, *, content: str) -> None:
     pulse.beat()
     frame = typed_frame(table, schema, config.data)
     pulse.beat()
-    splits = _split(config, table, frame, schema, sizes=[len(part) for part in tables])
     weigh = row_weigher(config.data)
     weight = None
     if weigh is not None:
         weight = weigh(table.with_format("arrow").select_columns([config.data.weight or ""])[:])
+        has_target = frame[list(schema.target.names)].notna().all(axis=1).to_numpy()
+        refuse_all_zero(weight[has_target], config.data, rows="every row")
+    splits = _split(config, table, frame, schema, sizes=[len(part) for part in tables])
+    if weight is not None:
         refuse_all_zero(weight[splits.train], config.data, rows="every train row")
     pulse.beat()
     preprocessor = fit_preprocessor(

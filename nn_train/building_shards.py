@@ -28,7 +28,7 @@ from nn_train.packed import features_file, truth_file
 from nn_train.preprocessor import FARTHEST
 from nn_train.pulse import pulse
 from nn_train.row_hash import row_hashes
-from nn_train.row_weights import check_weights, row_weigher
+from nn_train.row_weights import row_weigher
 from nn_train.run_folder import read_json, write_file
 from nn_train.schema import SPLITS, Split
 from nn_train.settings import Config
@@ -156,21 +156,17 @@ class _Surveyor(_Reader):
         found.save(self.folder, f"survey-{number:06d}")
 
     def _survey_piece(self, piece: _Piece) -> Survey:
-        data, schema = self.config.data, self.plan.schema
-        found = survey_piece(
-            piece.rows,
-            schema,
-            data,
-            split=self.deal(piece),
-            hashes=piece.hashes,
-            name_row=piece.name_row,
-            chance_below=self.plan.chance_below,
-        )
-        if data.weight is not None:
-            is_there = [piece.rows.column(name).is_valid().to_numpy() for name in schema.target.names]
-            with rows_named(piece.name_row):
-                check_weights(piece.rows.column(data.weight), np.logical_and.reduce(is_there), data)
-        return found
+        split = self.deal(piece)
+        with rows_named(piece.name_row):
+            return survey_piece(
+                piece.rows,
+                self.plan.schema,
+                self.config.data,
+                split=split,
+                hashes=piece.hashes,
+                name_row=piece.name_row,
+                chance_below=self.plan.chance_below,
+            )
 
 
 class _Encoder(_Reader):

@@ -53,7 +53,6 @@ def check_weights(column: pa.ChunkedArray, has_target: np.ndarray, data: DataCon
                 fix="give every row one: 1 as usual, 0 to leave it out",
             )
         raise DataError(f"{name} holds the weight '{short(value)}' in {place}, {what}", where=data.path, fix=fix)
-    refuse_all_zero(weights[has_target], data, rows="every row")
 
 
 def refuse_all_zero(weights: np.ndarray, data: DataConfig, *, rows: str) -> None:

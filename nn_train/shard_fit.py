@@ -15,6 +15,7 @@ from nn_train.packed import RowsWriter
 from nn_train.preprocessing import TrainFacts, fit_preprocessor
 from nn_train.preprocessor import Preprocessor
 from nn_train.pulse import pulse
+from nn_train.row_weights import refuse_all_zero
 from nn_train.run_folder import read_json, write_file, write_json
 from nn_train.schema import SPLITS, ColumnSpec, Split, TableSchema, TargetSpec
 from nn_train.settings import Config
@@ -59,7 +60,7 @@ def rows_writer(folder: Path, split: Split, fitted: Preprocessor, config: Config
 
 def fit_shards(config: Config, folder: Path, plan: Plan, *, content: str) -> None:
     """Fit on the sum of all surveys; then make the files that the encoded rows go into."""
-    whole, places, rows_of_files = Survey(), [], {}
+    whole, places, rows_of_files, bad_parts = Survey(), [], {}, []
     for unit in plan.units:
         pulse.beat()
         survey = Survey.load(folder, f"survey-{unit.number:06d}")
@@ -67,15 +68,16 @@ def fit_shards(config: Config, folder: Path, plan: Plan, *, content: str) -> Non
         rows_of_files[unit.file_number] = rows_of_files.get(unit.file_number, 0) + (
             sum(unit.part_rows) if unit.part_rows is not None else survey.num_rows
         )
+        bad_parts += survey.bad_parts.values()
         if survey.sample is not None:
             whole.add(survey)
             whole.thin_sample()
-        else:
-            whole.bad_parts |= {f"{unit.number}.{part}": what for part, what in survey.bad_parts.items()}
     if whole.sample is None:
         raise DataError("no row of the table can be read", where=config.data.path, fix="write the files again")
     schema = settle_schema(plan.schema, whole, config)
     _refuse_empty_splits(whole, schema, config)
+    if config.data.weight is not None:
+        refuse_all_zero(np.array([whole.train_weight]), config.data, rows="every train row")
     split = whole.sample.column(SPLIT_COLUMN).to_numpy()
     raw = whole.sample.drop_columns([SPLIT_COLUMN, CHANCE_COLUMN]).rename_columns(plan.columns)
     frame = typed_frame(raw, schema, config.data)
@@ -92,9 +94,9 @@ def fit_shards(config: Config, folder: Path, plan: Plan, *, content: str) -> Non
     encoded = preprocessor.transform(frame)
     found = describe(frame, encoded, splits, schema, preprocessor)
     found["warnings"] += find_doubts(frame, encoded, splits, schema, preprocessor=preprocessor, config=config)
-    found["warnings"] += [f"left out: {what}" for what in whole.bad_parts.values()]
+    found["warnings"] += [f"left out: {what}" for what in bad_parts]
     found |= _exact_facts(whole, schema) | {"fingerprint": content, "sampled_rows": len(frame)}
-    found["bad_parts"] = list(whole.bad_parts.values())
+    found["bad_parts"] = bad_parts
     for name, data in preprocessor.to_bytes().items():
         write_file(folder / name, data)
     write_json(folder / "schema.json", schema.to_json())

@@ -64,13 +64,17 @@ def make_plan(config: Config, folder: Path) -> None:
         )
     units = plan_units(config)
     parts = [(unit, part) for unit in units for part in unit.parts]
-    chosen = [parts[place] for place in np.unique(np.linspace(0, len(parts) - 1, LOOK_PARTS).astype(int))]
+    places = np.unique(np.linspace(0, max(len(parts) - 1, 0), LOOK_PARTS).astype(int))
+    chosen = [parts[place] for place in places if parts]  # Parquet files may have no row group
     looks: list[pa.Table] = []
     names: list[str] = []
     errors: list[ShardError] = []
     for unit, part in chosen:
         try:
-            piece = next(read_part(unit, part, config.data)).slice(0, LOOK_ROWS)
+            piece = next(read_part(unit, part, config.data), None)
+            if piece is None:  # a row group without a row
+                continue
+            piece = piece.slice(0, LOOK_ROWS)
             looks.append(piece if not looks else piece.select(looks[0].column_names))
             first_row = unit.row_of(part)
             names += [f"row {first_row + row + 1} of {unit.file.name}" for row in range(len(piece))]
@@ -95,7 +99,7 @@ def make_plan(config: Config, folder: Path) -> None:
         units=units,
         columns=table.column_names,
         schema=schema,
-        cuts=find_cuts(units, schema, config) if config.split.method == "time" else None,
+        cuts=find_cuts(units, schema, config, num_rows=num_rows) if config.split.method == "time" else None,
         chance_below=min(1.0, SPARE * expected / max(num_rows, 1)),
     )
     plan.save(folder)

@@ -8,7 +8,7 @@ from nn_train.errors import ConfigError, DataError, short
 from nn_train.row_hash import SAMPLE_SALT, TEST, TRAIN, VAL, deal_splits, row_hashes, shares, text_hashes
 from nn_train.schema import SPLITS, TableSchema
 from nn_train.settings import Config
-from nn_train.shards import Unit, read_part
+from nn_train.shards import ShardError, Unit, read_part
 from nn_train.splitting import WORDS
 from nn_train.table import name_row
 from nn_train.values import read_dates, read_levels, read_numbers
@@ -88,18 +88,25 @@ def read_times(column: pa.ChunkedArray, schema: TableSchema, config: Config) -> 
     return read_numbers(column, data)
 
 
-def find_cuts(units: list[Unit], schema: TableSchema, config: Config) -> tuple[float, float]:
-    """Where validation and test begin, from the times of rows drawn by chance over the whole table."""
-    split = config.split
-    most = TIMES / max(1, sum(sum(unit.part_rows or (TIMES // 8,)) for unit in units))
-    drawn: list[np.ndarray] = []
+def find_cuts(units: list[Unit], schema: TableSchema, config: Config, *, num_rows: int) -> tuple[float, float]:
+    """Where validation and test begin, from the times of rows drawn by chance over the whole table.
+
+    `num_rows` are about those of the table, so that no more times are held of a larger one.
+    """
+    split, drawn = config.split, [np.zeros(0)]
     for unit in units:
-        row = unit.first_row
         for part in unit.parts:
-            for piece in read_part(unit, part, config.data, columns=[split.column or ""]):
-                hashes = row_hashes(seed=split.seed, file_number=unit.file_number, first_row=row, num_rows=len(piece))
-                drawn.append(read_times(piece.column(0), schema, config)[shares(hashes, SAMPLE_SALT) < most])
-                row += len(piece)
+            row = unit.row_of(part)
+            try:
+                for piece in read_part(unit, part, config.data, columns=[split.column or ""]):
+                    seed, file = split.seed, unit.file_number
+                    hashes = row_hashes(seed=seed, file_number=file, first_row=row, num_rows=len(piece))
+                    kept = shares(hashes, SAMPLE_SALT) < TIMES / max(num_rows, 1)
+                    drawn.append(read_times(piece.column(0), schema, config)[kept])
+                    row += len(piece)
+            except ShardError:
+                if config.data.bad_shards == "stop":
+                    raise
     times = np.sort(np.concatenate(drawn))
     times = times[~np.isnan(times)]
     if not len(times):

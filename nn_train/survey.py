@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nn_train.row_hash import SAMPLE_SALT, TRAIN, mix, shares
+from nn_train.row_weights import check_weights, row_weigher
 from nn_train.run_folder import read_json, write_file, write_json
 from nn_train.schema import SPLITS, ColumnSpec, TableSchema
 from nn_train.settings import DataConfig
@@ -59,7 +60,8 @@ class Survey:
     columns: dict[str, ColumnFacts] = dataclasses.field(default_factory=dict)
     classes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     moments: dict[str, list[list[float]]] = dataclasses.field(default_factory=dict)
-    bad_parts: dict[str, str] = dataclasses.field(default_factory=dict)  # part of the unit -> what is wrong with it
+    train_weight: float = 0.0
+    bad_parts: dict[str, str] = dataclasses.field(default_factory=dict)  # of a unit: part -> what is wrong with it
     sample: pa.Table | None = None
 
     def add(self, other: "Survey") -> None:
@@ -75,7 +77,7 @@ class Survey:
         for name, moments in other.moments.items():
             own = self.moments.get(name, [[0.0, 0.0, 0.0]] * len(SPLITS))
             self.moments[name] = [_add_moments(a, b) for a, b in zip(own, moments, strict=True)]
-        self.bad_parts |= other.bad_parts
+        self.train_weight += other.train_weight
         parts = [sample for sample in (self.sample, other.sample) if sample is not None]
         self.sample = pa.concat_tables(parts, promote_options="permissive") if len(parts) > 1 else parts[0]
 
@@ -183,6 +185,9 @@ def survey_piece(
         if not spec.dropped or spec.dropped == "constant":
             column = piece.column(spec.name)
             found.columns[spec.name] = _facts(column, spec, data, has_target, train, name_row=name_row)
+    if (weigh := row_weigher(data)) is not None:
+        check_weights(piece.column(data.weight or ""), has_target, data)
+        found.train_weight = float(weigh(piece)[train].sum(dtype=np.float64))
     chance = shares(hashes, SAMPLE_SALT)
     kept = np.flatnonzero(has_target & (chance < chance_below))
     rows = piece.take(pa.array(kept))

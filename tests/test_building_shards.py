@@ -302,11 +302,11 @@ def test_a_large_file_that_changed_is_read_again(tmp_path: Path, monkeypatch: py
 # --- what cannot be prepared ------------------------------------------------------------------------------------------
 
 
-def damage(file: Path, group: int) -> None:
-    """Overwrite the pages of a row group."""
-    column = pq.read_metadata(file).row_group(group).column(0)
+def damage(file: Path, group: int, *, column: int = 0) -> None:
+    """Overwrite the pages of a column in a row group."""
+    pages = pq.read_metadata(file).row_group(group).column(column)
     with file.open("r+b") as stream:
-        stream.seek(column.dictionary_page_offset or column.data_page_offset)
+        stream.seek(pages.dictionary_page_offset or pages.data_page_offset)
         stream.write(b"\xff" * 60)
 
 
@@ -326,6 +326,33 @@ def test_a_damaged_row_group_is_named_or_left_out_and_counted(folder: Path, tmp_
     for split in ("val", "test"):  # the rows behind are where they were
         rows = whole.truth(split)["row"]
         assert data.truth(split)["row"].tolist() == rows[~rows.isin(lost)].tolist()
+
+
+@pytest.mark.parametrize("words", [(), ("split.method=time", "split.column=day")])
+def test_every_damaged_part_counts_also_where_the_split_reads_the_table_before(
+    words: tuple[str, ...], folder: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(folder, tmp_path / "table"))
+    for shard in (1, 2):  # the same group of two files
+        damage(path / f"part-{shard}.parquet", 1, column=4)
+    data = prepare(path, "data.bad_shards=skip", *words)
+    assert len(data.info["bad_parts"]) == 2 == len([what for what in data.info["warnings"] if "left out" in what])
+
+
+def test_rows_without_weight_may_fill_a_shard_but_not_the_table(tmp_path: Path) -> None:
+    table = big_table()
+    table.loc[SHARD_ROWS : 2 * SHARD_ROWS - 1, "w"] = 0
+    data = prepare(write_shards(tmp_path / "some", table), "data.weight=w")
+    weight = data.rows("train").weight
+    assert weight is not None and 400 < int((weight == 0).sum()) < 600
+    with pytest.raises(DataError, match="has the weight 0 in every train row"):
+        prepare(write_shards(tmp_path / "all", table.assign(w=0.0)), "data.weight=w")
+
+
+def test_shards_without_a_row_are_no_table(tmp_path: Path) -> None:
+    empty = big_table().iloc[:0]
+    with pytest.raises(DataError, match="the table holds no rows"):
+        prepare(write_shards(tmp_path / "table", empty))
 
 
 def test_a_truncated_shard_is_named(folder: Path, tmp_path: Path) -> None:
