@@ -70,14 +70,9 @@ def build_rows(config: Config, folder: Path, *, content: str) -> None:
         pulse.beat()
         save_rows(folder, split, {name: values[rows] for name, values in columns.items() if values is not None})
     pulse.beat()
-    write_json(folder / "schema.json", schema.to_json())
-    found = describe(frame, encoded, splits, schema, preprocessor)
-    pulse.beat()
-    found["warnings"] += find_doubts(frame, encoded, splits, schema, preprocessor=preprocessor, config=config)
-    write_json(folder / "data.json", found | {"fingerprint": content})
+    found = describe(frame, encoded, splits, schema, preprocessor=preprocessor, config=config)
+    write_findings(folder, schema, preprocessor, found | {"fingerprint": content})
     save_splits(splits, folder / "splits.npz")
-    for name, data in preprocessor.to_bytes().items():
-        write_file(folder / name, data)
     ids = table.with_format("arrow").select_columns(list(schema.id_columns))[:] if schema.id_columns else pa.table({})
     truth = pd.DataFrame({name: id_values(ids.column(name)) for name in ids.column_names}, index=frame.index)
     truth = truth.rename(columns=schema.id_names())
@@ -195,8 +190,22 @@ def _split_values(table: datasets.Dataset, name: str, data: DataConfig) -> pd.Se
     return pd.Series(read_dates(column, data, day_first=False)) if is_date else column.to_pandas()
 
 
+def write_findings(folder: Path, schema: TableSchema, preprocessor: Preprocessor, found: dict[str, Any]) -> None:
+    """Write what was inferred, fitted and found out of a table."""
+    write_json(folder / "schema.json", schema.to_json())
+    write_json(folder / "data.json", found)
+    for name, data in preprocessor.to_bytes().items():
+        write_file(folder / name, data)
+
+
 def describe(
-    frame: pd.DataFrame, encoded: Encoded, splits: Splits, schema: TableSchema, preprocessor: Preprocessor
+    frame: pd.DataFrame,
+    encoded: Encoded,
+    splits: Splits,
+    schema: TableSchema,
+    *,
+    preprocessor: Preprocessor,
+    config: Config,
 ) -> dict[str, Any]:
     """What the report says of the data: class counts, drift between the splits, warnings."""
     names = schema.target.names
@@ -207,6 +216,8 @@ def describe(
         if c.dropped and not c.dropped.startswith(("data.", "split"))
     ]
     warnings += [f"column '{short(name)}' was dropped: {reason}" for name, reason in preprocessor.dropped.items()]
+    pulse.beat()
+    warnings += find_doubts(frame, encoded, splits, schema, preprocessor=preprocessor, config=config)
     classes, stats = None, None
     if schema.target.task == "regression":
         stats = {

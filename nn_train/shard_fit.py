@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nn_train.building import describe
-from nn_train.doubts import find_doubts
+from nn_train.building import describe, write_findings
 from nn_train.errors import DataError, short
 from nn_train.inference_target import infer_target
 from nn_train.packed import RowsWriter
@@ -16,7 +15,7 @@ from nn_train.preprocessing import TrainFacts, fit_preprocessor
 from nn_train.preprocessor import Preprocessor
 from nn_train.pulse import pulse
 from nn_train.row_weights import refuse_all_zero
-from nn_train.run_folder import read_json, write_file, write_json
+from nn_train.run_folder import read_json, write_json
 from nn_train.schema import SPLITS, ColumnSpec, Split, TableSchema, TargetSpec
 from nn_train.settings import Config
 from nn_train.shard_plan import Plan
@@ -92,15 +91,11 @@ def fit_shards(config: Config, folder: Path, plan: Plan, *, content: str) -> Non
         later=frame.iloc[splits.val] if config.split.method == "time" else None,
     )
     encoded = preprocessor.transform(frame)
-    found = describe(frame, encoded, splits, schema, preprocessor)
-    found["warnings"] += find_doubts(frame, encoded, splits, schema, preprocessor=preprocessor, config=config)
+    found = describe(frame, encoded, splits, schema, preprocessor=preprocessor, config=config)
     found["warnings"] += [f"left out: {what}" for what in bad_parts]
     found |= _exact_facts(whole, schema) | {"fingerprint": content, "sampled_rows": len(frame)}
     found["bad_parts"] = bad_parts
-    for name, data in preprocessor.to_bytes().items():
-        write_file(folder / name, data)
-    write_json(folder / "schema.json", schema.to_json())
-    write_json(folder / "data.json", found)
+    write_findings(folder, schema, preprocessor, found)
     files = np.cumsum([0, *(rows_of_files[number] for number in sorted(rows_of_files))]).tolist()
     layout = {"rows": dict(zip(SPLITS, whole.rows, strict=True)), "places": places, "first_rows": files}
     write_json(folder / "layout.json", layout)

@@ -1,6 +1,7 @@
 """What the tests share: small real tables, and starts of the real script in its own processes."""
 
 import gc
+import json
 import os
 import shutil
 import subprocess
@@ -106,6 +107,17 @@ def start(tmp_path: Path) -> Start:
         )
 
     return run
+
+
+def run_world(processes: int, runs: list[list[str]], folder: Path) -> None:
+    """Start runs one after another in one world of `processes`; packed rows go into the folder."""
+    plan = folder / f"plan-{processes}.json"
+    plan.write_text(json.dumps(runs))
+    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *agent, str(ROOT / "tests" / "run_engines.py"), str(plan)]
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
 @pytest.fixture

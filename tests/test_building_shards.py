@@ -31,7 +31,7 @@ from nn_train.schema import SPLITS
 from nn_train.shards import plan_units
 from nn_train.survey import ColumnFacts, Survey
 from nn_train.table_files import fingerprint
-from tests.conftest import ROOT, SMALL, make_table
+from tests.conftest import ROOT, SMALL, make_table, run_world
 
 STREAM = ("data.preparation=stream", "data.workers=1", "data.target=y")
 NUM_SHARDS, SHARD_ROWS, GROUP_ROWS = 5, 700, 200
@@ -471,14 +471,7 @@ def test_a_run_on_a_stream_is_the_same_on_one_and_two_processes(folder: Path, tm
         "report.dpi=40",
     ]
     Engine(load_config(None, [*words, f"run.dir={tmp_path / 'one'}"])).run()
-    plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps([[*words, f"run.dir={tmp_path / 'two'}"]]))
-    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *agent, str(ROOT / "tests" / "run_engines.py"), str(plan)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_world(2, [[*words, f"run.dir={tmp_path / 'two'}"]], tmp_path)
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
     metrics = read_json(tmp_path / "one" / "metrics.json")

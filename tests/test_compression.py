@@ -8,8 +8,8 @@ import pytest
 from nn_train.config import load_config
 from nn_train.engine import Engine
 from nn_train.errors import ConfigError
-from tests.conftest import SMALL, make_table
-from tests.test_worlds import digest, last_weights, read_losses, run_world
+from tests.conftest import SMALL, make_table, run_world
+from tests.test_worlds import digest, last_weights, read_losses
 
 WORDS = (*SMALL, "data.target=y", "train.global_batch_size=96", "model.dropout=0", "train.max_steps=60",
          "tracking.log_every_steps=1", "train.eval_every=20", "optim.warmup_steps=5")  # fmt: skip

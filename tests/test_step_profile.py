@@ -14,8 +14,8 @@ from nn_train.config import load_config
 from nn_train.engine import Engine
 from nn_train.step_profile import plan_window
 from nn_train.step_times import PHASES, describe_straggler, summarise_steps, tabulate
-from tests.conftest import PAGE, ROOT, SMALL, make_table
-from tests.test_worlds import digest, last_weights, run_world
+from tests.conftest import PAGE, ROOT, SMALL, make_table, run_world
+from tests.test_worlds import digest, last_weights
 
 WORDS = (*SMALL, "data.target=y", "train.global_batch_size=64", "train.max_steps=60", "train.eval_every=20")
 PROFILE = "train.profile=true"

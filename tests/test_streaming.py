@@ -1,10 +1,7 @@
 """Splits that are judged block by block: whole runs, beside the same runs with all scores held."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from nn_train.sampling import describe_baseline_sample, describe_drawn, describe
 from nn_train.scoring import Judge
 from nn_train.streamed_results import deal_turns
 from nn_train.streaming import rows_at
-from tests.conftest import PAGE, ROOT, SMALL, TinyRun, make_table
+from tests.conftest import PAGE, SMALL, TinyRun, make_table, run_world
 
 STREAMED = ("evaluation.exact_rows=50", "train.eval_batch_size=7")
 WITHIN = 1e-4  # of metrics from histograms
@@ -147,16 +144,6 @@ def test_one_split_may_be_held_and_the_other_not(tiny_run: TinyRun) -> None:
     found = read(run)
     assert found["streamed"]["rows"] == {"test": 120} and found["streamed"]["fitted_on_sample"] == []
     assert len(pd.read_parquet(run / "predictions.parquet")) == 120
-
-
-def run_world(processes: int, runs: list[list[str]], folder: Path) -> None:
-    plan = folder / f"plan-{processes}.json"
-    plan.write_text(json.dumps(runs))
-    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *agent, str(ROOT / "tests" / "run_engines.py"), str(plan)]
-    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
 def without_seconds(found: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import ROOT, SMALL, make_table
+from tests.conftest import ROOT, SMALL, make_table, run_world
 
 WORLDS = (1, 2, 4)
 FAST = ("data.target=y", "train.global_batch_size=96", "optim.warmup_steps=20", "model.dropout=0",
@@ -38,17 +37,6 @@ UNEVEN = (
     "train.eval_batch_size=5",
     "tracking.log_every_steps=1",
 )
-
-
-def run_world(processes: int, runs: list[list[str]], folder: Path) -> None:
-    """Start the runs one after another in one world of `processes`."""
-    plan = folder / f"plan-{processes}.json"
-    plan.write_text(json.dumps(runs))
-    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *agent, str(ROOT / "tests" / "run_engines.py"), str(plan)]
-    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
 @pytest.fixture(scope="module")
