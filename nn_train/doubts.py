@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nn_train.errors import short
-from nn_train.preprocessor import Encoded, Preprocessor
+from nn_train.preprocessor import Encoded, NumericInput, Preprocessor, numeric_matrix
 from nn_train.schema import SPLITS, Split, TableSchema
 from nn_train.settings import Config
 from nn_train.splits import Splits
@@ -100,7 +100,7 @@ def find_doubts(
         *_leaks(table),
         *_copies(table),
         *_describe_growing(table, growing),
-        *_drifts(table, known=set(growing)),
+        *_drifts(table, known={number.column for number in growing}),
         *_ids(table),
         *_rare_classes(table),
     ]
@@ -179,30 +179,31 @@ def _area(hit: np.ndarray, score: np.ndarray) -> float:
     return float((positive * (negative.cumsum() - negative / 2)).sum() / (positive.sum() * negative.sum()))
 
 
-def _growing(table: _Table) -> dict[str, str]:
+def _growing(table: _Table) -> dict[NumericInput, str]:
     """Numbers and dates whose test values lie beyond those of the train rows: what only grows with time."""
-    found: dict[str, str] = {}
     test, train = table.rows["test"], table.splits.train
     if len(test) < FEWEST_ROWS or table.config.split.method == "random":
-        return found
-    for column in table.schema.features:
-        if column.kind not in ("numeric", "date") or column.name not in table.preprocessor.columns:
-            continue
-        values = table.frame[column.name]
-        known, new = values.iloc[train].dropna(), values.iloc[test].dropna()
+        return {}
+    found: dict[NumericInput, str] = {}
+    for number in table.preprocessor.numeric:  # parts of a date each by itself: some may be left out already
+        values = {number.column: table.frame[number.column].to_numpy()}
+        raw = numeric_matrix(values, (number,), num_rows=len(table.frame))[:, 0]
+        known, new = (part[~np.isnan(part)] for part in (raw[train], raw[test]))
         if len(known) and len(new):
             share = max(float((new > known.max()).mean()), float((new < known.min()).mean()))
             if share >= BEYOND:
-                found[column.name] = f"{share:.0%}"
+                found[number] = f"{share:.0%}"
     return found
 
 
-def _describe_growing(table: _Table, growing: dict[str, str]) -> list[str]:
+def _describe_growing(table: _Table, growing: dict[NumericInput, str]) -> list[str]:
     if not growing:
         return []
+    names = _name({number.name: share for number, share in growing.items()})
+    columns = list(dict.fromkeys(number.column for number in growing))
     return [
-        f"the test rows lie beyond the train rows' range in {_name(growing)}: what only grows with time tells nothing "
-        f"of later rows{table.sampled}; mend: {_drop(list(growing)[:MOST_NAMED])}, or give ages and differences instead"
+        f"the test rows lie beyond the train rows' range in {names}: what only grows with time tells nothing of later "
+        f"rows{table.sampled}; mend: {_drop(columns[:MOST_NAMED])}, or give ages and differences instead"
     ]
 
 

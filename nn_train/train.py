@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,10 +79,18 @@ def _debug_words(options: argparse.Namespace) -> list[str]:
 
 
 def _train(config: Config, *, debug: bool) -> int:
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # several processes tell of a mistake together, once they have met
+        from nn_train.table_files import find_files, input_paths
+
+        for key, path in input_paths(config):
+            find_files(path, key=key)  # before torch is imported
     gc.disable()  # of what these imports make nothing is garbage, and looking for some takes a fifth of their time
+    import torch._dynamo  # noqa: F401 - that DDP and every optimizer import when they are made
+
     from nn_train.engine import Engine
     from nn_train.runtime import leave_world
 
+    gc.freeze()  # nor will any of it be garbage later
     gc.enable()
     assert config.watchdog.floor is not None
     pulse.start(config.run_dir, floor_s=config.watchdog.floor, cap_s=config.watchdog.cap)

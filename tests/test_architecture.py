@@ -172,6 +172,14 @@ def test_a_start_that_finds_its_rows_packed_imports_nothing_else_before_its_firs
     assert "at the first step: []" in done.stdout
 
 
+@pytest.mark.parametrize("word", ["data.path=no/such.csv", "train.max_epoch=3", "train.max_epochs=-1"])
+def test_a_mistake_in_the_settings_is_told_before_torch_is_imported(word: str) -> None:
+    code = "import sys; from nn_train.train import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, word], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "2 False\n"
+    assert done.stderr.startswith("error: ")
+
+
 def test_no_module_hides_a_library() -> None:
     distributions = {name for names in importlib.metadata.packages_distributions() for name in [names]}
     taken = set(sys.stdlib_module_names) | distributions

@@ -90,7 +90,8 @@ def test_what_only_grows_under_a_split_by_time_is_named() -> None:
     order = table["day"].rank(method="first").to_numpy()
     doubts = look(table.assign(counter=order / 3.0), *BY_TIME)
     assert len(doubts) == 1
-    assert "beyond the train rows' range in 'day' (" in doubts[0]
+    assert "beyond the train rows' range in 'day." in doubts[0]
+    assert "mend: 'data.drop=[day,counter]'" in doubts[0]
     assert "'counter' (100%)" in doubts[0]
 
 
