@@ -71,11 +71,21 @@ class BatchPlan:
         """Passes over the rows that are finished after `step` steps; whole at the end of an epoch."""
         return step / self.steps_per_epoch
 
+    def size(self, step: int) -> int:
+        """How many rows the global batch of `step` has."""
+        start = step % self.steps_per_epoch * self.global_batch_size
+        return min(self.global_batch_size, self.num_rows - start)
+
     def rows(self, step: int) -> np.ndarray:
         """The rows of the global batch of `step`, (B,) int64."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.global_batch_size
         return epoch_order(self.seed, epoch, self.num_rows)[start : start + self.global_batch_size]
+
+    def part(self, step: int, *, rank: int, num_processes: int) -> np.ndarray:
+        """What a process has of them: neighbours, as many as the others have, but for one."""
+        start, stop = cut(self.size(step), num_processes)[rank]
+        return self.rows(step)[start:stop]
 
 
 BLOCKS_IN_WINDOW = 8
@@ -111,24 +121,48 @@ class BlockPlan(BatchPlan):
 
     def rows(self, step: int) -> np.ndarray:
         """The rows of the global batch of `step`, (B,) int64, those of a shard after those of the one before it."""
+        return self._of_shards(step, 0, self.num_shards)
+
+    def part(self, step: int, *, rank: int, num_processes: int) -> np.ndarray:
+        """What a process has of them; where the shards can be dealt out it looks at no other shards than its own."""
+        if not self.is_dealt(step, num_processes):
+            return super().part(step, rank=rank, num_processes=num_processes)
+        return self._of_shards(step, *cut(self.num_shards, num_processes)[rank])
+
+    def is_dealt(self, step: int, num_processes: int) -> bool:
+        """Are the rows of each process those of some shards? Not those of the short last batch of an epoch."""
+        return self.size(step) == self.global_batch_size and self.num_shards % num_processes == 0
+
+    def _of_shards(self, step: int, first: int, last: int) -> np.ndarray:
         epoch, position = divmod(step, self.steps_per_epoch)
         window, place = divmod(position, self.steps_per_window)
         start = place * self.rows_per_shard
-        parts = self.window(epoch, window)
+        parts = self.window(epoch, window, first, last)
         return np.concatenate([part[start : start + self.rows_per_shard] for part in parts])
 
-    def window(self, epoch: int, window: int) -> tuple[np.ndarray, ...]:
-        """What each shard gives to the batches of a window of steps, (rows,) int64 in the order in which it is used."""
-        return _window(self, epoch, window)
+    def whole_steps(self, window: int) -> int:
+        """Batches of a window to which every shard gives its whole part."""
+        length = self.steps_per_window * self.rows_per_shard
+        return min(length, self.num_rows // self.num_shards - window * length) // self.rows_per_shard
+
+    def window(self, epoch: int, window: int, first: int, last: int) -> tuple[np.ndarray, ...]:
+        """What each of the shards from `first` to before `last` gives to the batches of a window of steps.
+
+        They are (rows,) int64 in the order in which they are used.
+        """
+        return _window(self, epoch, window, first, last)
 
 
-@functools.lru_cache(maxsize=2)
-def _window(plan: BlockPlan, epoch: int, window: int) -> tuple[np.ndarray, ...]:
+@functools.lru_cache(maxsize=4)
+def _window(plan: BlockPlan, epoch: int, window: int, first: int, last: int) -> tuple[np.ndarray, ...]:
     length = plan.steps_per_window * plan.rows_per_shard
+    bounds = cut(plan.num_rows, plan.num_shards)
     parts = []
-    for shard, (first, last) in enumerate(cut(plan.num_rows, plan.num_shards)):
-        blocks, ends = _block_order(plan.seed, epoch, shard, last - first, plan.block_rows)
-        start, stop = window * length, min((window + 1) * length, last - first)
+    for shard in range(first, last):
+        low_row, high_row = bounds[shard]
+        size_of_shard = high_row - low_row
+        blocks, ends = _block_order(plan.seed, epoch, shard, size_of_shard, plan.block_rows)
+        start, stop = window * length, min((window + 1) * length, size_of_shard)
         low, high = np.searchsorted(ends, [start, stop - 1], side="right") if start < stop else (0, -1)
         places = [
             np.arange(size) + block * plan.block_rows
@@ -137,7 +171,7 @@ def _window(plan: BlockPlan, epoch: int, window: int) -> tuple[np.ndarray, ...]:
             )
         ]
         before = int(ends[low - 1]) if low else 0
-        rows = np.concatenate([np.zeros(0, np.int64), *places])[start - before : stop - before] + first
+        rows = np.concatenate([np.zeros(0, np.int64), *places])[start - before : stop - before] + low_row
         rng = np.random.Generator(np.random.Philox(key=derive_seed(plan.seed, epoch, shard, window)))
         parts.append(rng.permutation(rows))
     return tuple(parts)

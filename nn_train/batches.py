@@ -36,9 +36,8 @@ class Gathered:
 
     def mine(self, step: int) -> Batch:
         """One contiguous part of the global batch for each process."""
-        rows = self.plan.rows(step)
-        start, stop = cut(len(rows), self.num_processes)[self.rank]
-        return self.rows.take(torch.from_numpy(rows[start:stop]))
+        part = self.plan.part(step, rank=self.rank, num_processes=self.num_processes)
+        return self.rows.take(torch.from_numpy(part))
 
 
 class ReadAhead(Gathered):
@@ -55,9 +54,9 @@ class ReadAhead(Gathered):
     def mine(self, step: int) -> Batch:
         """A part of a window that is there or is waited for; the short last batch of an epoch is gathered."""
         plan = self.plan
-        epoch, position = divmod(step, plan.steps_per_epoch)
-        if (position + 1) * plan.global_batch_size > plan.num_rows:
+        if not plan.is_dealt(step, self.num_processes):
             return super().mine(step)
+        epoch, position = divmod(step, plan.steps_per_epoch)
         window, place = divmod(position, plan.steps_per_window)
         if self._here is None or self._here[0] != (epoch, window):
             self._here = None  # before the next one is there: no more than two windows are held
@@ -79,9 +78,9 @@ class ReadAhead(Gathered):
         """This process's rows of the whole batches of a window, one batch after the other."""
         plan = self.plan
         first, last = cut(plan.num_shards, self.num_processes)[self.rank]
-        parts = plan.window(epoch, window)
-        num_steps = min(len(part) for part in parts) // plan.rows_per_shard
-        shards = np.stack([part[: num_steps * plan.rows_per_shard] for part in parts[first:last]])
+        num_steps = plan.whole_steps(window)
+        parts = plan.window(epoch, window, first, last)
+        shards = np.stack([part[: num_steps * plan.rows_per_shard] for part in parts])
         order = shards.reshape(last - first, num_steps, plan.rows_per_shard).transpose(1, 0, 2).ravel()
         places = np.argsort(order)
         back = np.empty_like(places)

@@ -35,12 +35,12 @@ from nn_train.step_profile import Laps
 class BatchLoss:
     """The loss of rows.
 
-    `sum` is that of the rows' losses, of one row at least; `weight` is what the sum over a global batch is divided by,
-    by the positions of its rows.
+    `sum` is that of the rows' losses, of one row at least; `weight` is what the sum over the global batch of a step is
+    divided by.
     """
 
     sum: Callable[[Batch], Tensor]
-    weight: Callable[[np.ndarray], float]
+    weight: Callable[[int], float]
 
 
 class Gradients(Protocol):
@@ -81,7 +81,7 @@ def build_gradients(
             return objective.loss_sum(logits, batch.y)
         return objective.weighted_sum(logits, batch.y, batch.weight)
 
-    loss = BatchLoss(sum=sum_loss, weight=batch_weight(rows))
+    loss = BatchLoss(sum=sum_loss, weight=batch_weight(rows, plan))
     batches = deal_batches(rows, plan, rank=runtime.rank, num_processes=runtime.num_processes)
     if canonical_slices is None:
         # torchrun wraps the network of a single process too, which has nothing to send
@@ -92,15 +92,15 @@ def build_gradients(
     return ExactGradients(runtime, model, loss=loss, plan=plan, batches=batches, num_slices=canonical_slices)
 
 
-def batch_weight(rows: PackedRows) -> Callable[[np.ndarray], float]:
+def batch_weight(rows: PackedRows, plan: BatchPlan) -> Callable[[int], float]:
     """How much a global batch weighs: its rows, or the sum of their weights; 1 where that is zero, as the loss is then.
 
     Summed on the host in double precision, so that no step waits for the device and all processes have the same bits.
     """
     if rows.weight is None:
-        return len
+        return plan.size
     weight = rows.weight.cpu().numpy()
-    return lambda positions: float(weight[positions].astype(np.float64).sum()) or 1.0
+    return lambda step: float(weight[plan.rows(step)].astype(np.float64).sum()) or 1.0
 
 
 def reduce_in_bf16(group: dist.ProcessGroup | None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[reportPrivateImportUsage]
@@ -152,7 +152,7 @@ class FastGradients:
     def compute(self, step: int, *, is_broken: bool = False) -> Tensor:
         """Every process takes as many micro-steps as any other, the empty ones included."""
         runtime = self.runtime
-        weight = self.loss.weight(self.plan.rows(step))
+        weight = self.loss.weight(step)
         mine = self.take(step)
         total = torch.zeros((), device=runtime.device)
         for index, (low, high) in enumerate(cut(len(mine), self.num_micro_steps)):
@@ -214,12 +214,11 @@ class ExactGradients:
 
     def compute(self, step: int, *, is_broken: bool = False) -> Tensor:
         """Sum this process's slices as they come, then exchange with the other processes."""
-        rows = self.plan.rows(step)
-        weight = self.loss.weight(rows)
+        weight = self.loss.weight(step)
         per_process = self.num_slices // self.runtime.num_processes
         first = self.runtime.rank * per_process
         mine = self.take(step)
-        bounds = cut(len(rows), self.num_slices)
+        bounds = cut(self.plan.size(step), self.num_slices)
         before = bounds[first][0]  # the rows of the processes in front of this one
         partial: list[tuple[int, Tensor]] = []  # (slices summed, their sum), as in a binary counter
         for index in range(first, first + per_process):

@@ -187,9 +187,9 @@ def test_the_batch_grows_with_the_rows_and_a_number_is_kept() -> None:
 
 def micro_batches(plan: BatchPlan, step: int, share: Share) -> Iterator[list[np.ndarray]]:
     """The rows of each micro-step of each process, cut as `FastGradients` cuts them."""
-    rows = plan.rows(step)
-    for start, stop in cut(len(rows), share.num_processes):
-        yield [rows[start:stop][low:high] for low, high in cut(stop - start, share.num_micro_steps)]
+    for rank in range(share.num_processes):
+        part = plan.part(step, rank=rank, num_processes=share.num_processes)
+        yield [part[low:high] for low, high in cut(len(part), share.num_micro_steps)]
 
 
 @st.composite
@@ -213,7 +213,27 @@ def test_any_number_of_processes_sees_the_same_global_batches(case: tuple[BatchP
             assert max(len(rows) for part in parts for rows in part) <= share.micro_batch_size
             seen.append(np.concatenate(list(itertools.chain.from_iterable(parts))))
             assert seen[-1].tolist() == plan.rows(step).tolist()
+            assert len(seen[-1]) == plan.size(step)
         assert sorted(np.concatenate(seen)) == list(range(plan.num_rows))
+
+
+@LIGHT
+@given(plan=block_plans(), step=st.integers(0, 600))
+def test_a_process_looks_at_no_other_shards_than_its_own(plan: BlockPlan, step: int) -> None:
+    looked_at = []
+
+    class Watched(BlockPlan):
+        def window(self, epoch: int, window: int, first: int, last: int) -> tuple[np.ndarray, ...]:
+            looked_at.append((first, last))
+            return super().window(epoch, window, first, last)
+
+    watched = Watched(**dataclasses.asdict(plan))
+    for processes in range(1, 9):
+        for rank in range(processes):
+            looked_at.clear()
+            watched.part(step, rank=rank, num_processes=processes)
+            is_dealt = plan.num_shards % processes == 0 and plan.size(step) == plan.global_batch_size
+            assert looked_at == [cut(plan.num_shards, processes)[rank] if is_dealt else (0, plan.num_shards)]
 
 
 @LIGHT

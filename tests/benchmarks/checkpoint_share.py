@@ -8,7 +8,6 @@ writing thread included, and over a minute it is the share. Evaluations are left
 """
 
 import argparse
-import json
 import logging
 import statistics
 import tempfile
@@ -17,21 +16,21 @@ from pathlib import Path
 
 from nn_train.config import load_config
 from nn_train.engine import Engine
+from nn_train.timeline import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTE_S = 60.0
 
 
 def train(folder: Path, words: list[str]) -> tuple[float, list[int]]:
-    """Seconds of a training by the processor's time and the clock's, and the sizes of its checkpoints in bytes."""
+    """Seconds of a training, and the sizes of its checkpoints in bytes."""
     engine = Engine(load_config(None, [*words, f"run.dir={folder}"]))
     engine.prepare()
     started_s = time.perf_counter()
     engine.train()
     seconds = time.perf_counter() - started_s
     engine.close()
-    lines = (json.loads(line) for line in (folder / "timeline.jsonl").read_text().splitlines())
-    return seconds, [line["bytes"] for line in lines if line["event"] == "checkpoint"]
+    return seconds, [event["bytes"] for event in read_events(folder) if event["event"] == "checkpoint"]
 
 
 def main() -> None:

@@ -5,10 +5,10 @@
 Measured, on one thread, on the packed rows of the table (one of make_table.py, say) and the network of the settings:
   step       seconds of a step whatever its rows, and of each row of it: a line through steps of 1 to 4,096 rows
   jitter     how much longer than the median the slowest of 8, 64 and 512 steps is: what others would wait for
-  gather     seconds that a row takes from the mapped files to a batch
+  gather     seconds that a row takes from its place in an order of blocks, and from the mapped files, to a batch
   forward    seconds that a row takes in an evaluation
   prepare    seconds that a row takes from Parquet to packed rows, of one core
-  start      seconds to the first step of 1, 2 and 4 processes on these cores
+  start      seconds that 1, 2 and 4 processes on these cores take for one step on telco, from start to end
 A step's cost whatever its rows is the time in which Python and torch ask for some hundred kernels; a GPU's host asks
 for the same ones. The arithmetic of a row is counted (torch's own counter), for the GPU's share of it.
 
@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from nn_train.batch_plan import BatchPlan, plan_batches
 from nn_train.batches import Gathered
 from nn_train.config import load_config
 from nn_train.engine import Engine
@@ -105,7 +106,7 @@ def time_each(make: Callable[[int], object], repeats: int) -> list[float]:
 def measure_steps(engine: Engine, size: int, repeats: int) -> list[float]:
     """Seconds of each of so many steps of `size` rows, as the loop makes them."""
     training: Training = engine.training
-    plan = dataclasses.replace(training.plan, global_batch_size=size)
+    plan = BatchPlan(num_rows=len(training.rows), global_batch_size=size, seed=0)
     model, optimizer = engine.runtime.accelerator.prepare(
         training.network, build_optimizer(training.network, engine.config.optim)
     )
@@ -142,14 +143,23 @@ def count_flops(engine: Engine, size: int = 1024) -> float:
 
 
 def measure_gather(engine: Engine) -> float:
-    """Seconds for a row of a batch of 1,024 from mapped files that are in memory."""
-    training = engine.training
+    """Seconds for a row of a batch from mapped files that are in memory, its place in an order of blocks included."""
     rows: PackedRows = engine.data.rows("train", placement="disk")
-    plan = dataclasses.replace(training.plan, global_batch_size=1024)
+    plan = plan_batches(
+        num_rows=len(rows),
+        num_bytes=0,
+        global_batch_size=4096,
+        seed=0,
+        shuffle="blocks",
+        num_shards=64,
+        window_rows=2**18,
+    )
     batches = Gathered(rows, plan, rank=0, num_processes=1)
-    for step in range(min(300, plan.steps_per_epoch)):
+    steps = min(300, len(rows) // plan.global_batch_size)
+    for step in range(steps):
         batches.mine(step)
-    return float(np.median(time_each(batches.mine, min(300, plan.steps_per_epoch)))) / 1024
+    # some steps pay for a whole window: the mean counts
+    return float(np.mean(time_each(batches.mine, steps))) / plan.global_batch_size
 
 
 def measure_forward(engine: Engine, size: int = 8192) -> float:
@@ -168,19 +178,21 @@ def measure_prepare(words: list[str], place: Path) -> float:
     return (time.perf_counter() - started_s) * (os.cpu_count() or 1) / sum(data.info["rows"].values())
 
 
-def measure_start(words: list[str], place: Path, world: int) -> float:
+def measure_start(place: Path, world: int) -> float:
     """Seconds until all of so many processes have made one step, and are at their end."""
+    words = [f"data.path={ROOT}/data/telco.csv", "data.target=churn", f"data.cache_dir={place}/telco"]
+    words += ["train.max_steps=1", "tracking.mode=disabled"]
     script = place / "start.py"
     script.write_text(START)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     found = []
-    for turn in range(3):
+    for turn in range(4):
         started_s = time.perf_counter()
-        run = f"run.dir={place}/start-{world}-{turn}"
-        subprocess.run([*command, str(script), *words, run, "train.max_steps=1"], env=environment, check=True)
+        every, quiet = [*command, str(script), *words, f"run.dir={place}/start-{world}-{turn}"], subprocess.DEVNULL
+        subprocess.run(every, env=environment, check=True, stdout=quiet, stderr=quiet)
         found.append(time.perf_counter() - started_s)
-    return float(np.median(found))
+    return float(np.median(found[1:]))  # the first one may pack the table
 
 
 def measure(words: list[str], place: Path) -> Costs:
@@ -206,7 +218,7 @@ def measure(words: list[str], place: Path) -> Costs:
         gather=measure_gather(engine),
         forward=measure_forward(engine),
         prepare=prepare,
-        start={world: measure_start(words, place, world) for world in (1, 2, 4)},
+        start={world: measure_start(place, world) for world in (1, 2, 4)},
         flops_per_row=count_flops(engine),
         num_weights=engine.training.num_parameters,
     )
@@ -223,10 +235,9 @@ def predict(costs: Costs, gpu: Gpu, *, world: int, batch: int, rows: float, epoc
     computed = mine * costs.flops_per_row / (gpu.flops * gpu.used)
     read = mine * costs.gather * gpu.slower
     longest = max(asked, computed, read)
-    start = costs.start[1] + (costs.start[4] - costs.start[1]) / 3 * max(0, 8 / gpu.cores - 1)
     return {
         "prepare": costs.prepare * rows * gpu.slower / (world * gpu.cores),
-        "start": start,
+        "start": costs.start[2],  # as here, a core for each process
         "host": asked * steps if longest == asked else 0.0,
         "arithmetic": computed * steps if longest == computed else 0.0,
         "reading": read * steps if longest == read else 0.0,

@@ -12,6 +12,7 @@ counts:
   limit         the same network, optimizer and clipping on one fixed resident batch: nothing but compute
   loop          the project's own Trainer: data order, gather, seeds, guard, logging
   loop_exact    the same with train.gradient_reduction=exact
+  loop_compiled the same with train.compile=true, once it is compiled; with --compile, needs a C++ compiler
   per_row       DataLoader(TensorDataset, shuffle=True), which collates row by row, and the same step
   data          the project's own batches alone, without a network
   data_per_row  the per-row loader's batches alone
@@ -59,11 +60,12 @@ def build_engine(folder: str, arguments: argparse.Namespace) -> Engine:
     return engine
 
 
-def own_loop(engine: Engine, *, exact: bool) -> Callable[[], None]:
+def own_loop(engine: Engine, *, exact: bool, compiled: bool = False) -> Callable[[], None]:
     """The Trainer, without evaluations and checkpoints: both happen between steps and cost what they cost."""
     training: Training = engine.training
+    forward = torch.compile(training.network) if compiled else training.network
     model, optimizer = engine.runtime.accelerator.prepare(
-        training.network, build_optimizer(training.network, engine.config.optim)
+        forward, build_optimizer(training.network, engine.config.optim)
     )
     gradients = build_gradients(
         engine.runtime,
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--only", default="", help="names of loops, with commas between them")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--memory", type=float, metavar="GIB")
     parser.add_argument("words", nargs="*")
     arguments = parser.parse_args()
@@ -189,6 +192,8 @@ def main() -> None:
             "data": own_batches(engine, arguments.steps),
             "data_per_row": per_row_loader(engine, arguments.steps, None),
         }
+        if arguments.compile:
+            loops["loop_compiled"] = own_loop(engine, exact=False, compiled=True)
         loops = {name: run for name, run in loops.items() if name in (arguments.only or name).split(",")}
         seconds: dict[str, list[float]] = {name: [] for name in loops}
         for turn in range(arguments.turns + 1):
@@ -209,7 +214,13 @@ def main() -> None:
         print(
             f"  {name:12s} {value:14,.0f} rows/s   slowest / fastest turn {max(seconds[name]) / min(seconds[name]):.2f}"
         )
-    for one, other in (("loop", "limit"), ("loop", "per_row"), ("data", "data_per_row"), ("loop_exact", "loop")):
+    for one, other in (
+        ("loop", "limit"),
+        ("loop", "per_row"),
+        ("data", "data_per_row"),
+        ("loop_exact", "loop"),
+        ("loop_compiled", "loop"),
+    ):
         if one in speed and other in speed:
             print(f"{f'{one} / {other}':21s} {speed[one] / speed[other]:.3f}")
 
