@@ -577,8 +577,8 @@ class TrainConfig(Section):
     """Gradients on their way between processes: `bf16` sends half the bytes, and rounds to 8 bits of precision. It is
     for slow networks, is refused under gradient_reduction exact, and one process has nothing to send."""
     compile: bool = False
-    """Compile the network with torch.compile, which needs a C++ compiler. On a CPU it pays without dropout alone: compiled
-    dropout is slow there."""
+    """Compile the network with torch.compile, which needs a C++ compiler. On a CPU it pays without dropout alone, since
+    compiled dropout is slow there."""
     cpu_threads: int = Field(default=1, ge=1)
     """Threads of one process on the CPU; fixed, since with another number sums differ in their last bits."""
     profile: bool = False

@@ -22,7 +22,7 @@ train, log = Engine.train, tracking.WandbTracker.log
 
 def send(number: signal.Signals) -> None:
     """Signal wandb's processes, which start in their own time."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (processes := [p for p in psutil.Process().children(recursive=True) if "wandb" in p.name()]):
         assert time.monotonic() < deadline, "wandb has no process"
         time.sleep(0.01)
@@ -31,8 +31,8 @@ def send(number: signal.Signals) -> None:
 
 
 def log_and_send(self: tracking.WandbTracker, record: dict[str, Any]) -> None:
-    """Log a line; with the third comes the signal."""
-    if record["step"] == 3:
+    """Log a line; with that of the third step comes the signal, once: the step is judged as well."""
+    if record["step"] == 3 and record["split"] == "train":
         send(signal.Signals[MISHAP])
     log(self, record)
 
