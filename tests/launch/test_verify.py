@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -32,10 +31,8 @@ def test_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_by_its_command_line_and_name(finished_run: Path) -> None:
-    started_s = time.monotonic()
     done = launch_in(finished_run.parent.parent, "verify", "small")
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - started_s < 5  # no torch
 
 
 @pytest.mark.parametrize("name", FILES)
