@@ -159,10 +159,9 @@ def _window(plan: BlockPlan, epoch: int, window: int, first: int, last: int) -> 
     bounds = cut(plan.num_rows, plan.num_shards)
     parts = []
     for shard in range(first, last):
-        low_row, high_row = bounds[shard]
-        size_of_shard = high_row - low_row
-        blocks, ends = _block_order(plan.seed, epoch, shard, size_of_shard, plan.block_rows)
-        start, stop = window * length, min((window + 1) * length, size_of_shard)
+        first_row, end_row = bounds[shard]
+        blocks, ends = _block_order(plan.seed, epoch, shard, end_row - first_row, plan.block_rows)
+        start, stop = window * length, min((window + 1) * length, end_row - first_row)
         low, high = np.searchsorted(ends, [start, stop - 1], side="right") if start < stop else (0, -1)
         places = [
             np.arange(size) + block * plan.block_rows
@@ -171,7 +170,7 @@ def _window(plan: BlockPlan, epoch: int, window: int, first: int, last: int) -> 
             )
         ]
         before = int(ends[low - 1]) if low else 0
-        rows = np.concatenate([np.zeros(0, np.int64), *places])[start - before : stop - before] + low_row
+        rows = np.concatenate([np.zeros(0, np.int64), *places])[start - before : stop - before] + first_row
         rng = np.random.Generator(np.random.Philox(key=derive_seed(plan.seed, epoch, shard, window)))
         parts.append(rng.permutation(rows))
     return tuple(parts)

@@ -20,7 +20,6 @@ import dataclasses
 import logging
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from two_processes import start
 
 from nn_train.batch_plan import BatchPlan, plan_batches
 from nn_train.batches import Gathered
@@ -45,17 +45,6 @@ from nn_train.training import Training
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (1, 64, 256, 1024, 4096)
 WORLDS = (8, 64, 512)
-START = """
-import sys, time
-from nn_train.config import load_config
-from nn_train.engine import Engine
-from nn_train.runtime import leave_world
-engine = Engine(load_config(None, sys.argv[1:]))
-engine.prepare()
-engine.train()
-engine.close()
-leave_world()
-"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,8 +57,7 @@ class Gpu:
     network: float = 50e9  # bytes/s for each GPU: 400 Gbit/s
     meet_s: float = 20e-6  # assumed, of an all-reduce whatever its bytes, within a node
     hop_s: float = 10e-6  # assumed, for each doubling of the nodes
-    cores: int = 12  # assumed: CPU cores for each GPU
-    slower: float = 1.0  # assumed: its host's core against the one measured here
+    cores: int = 12  # assumed: CPU cores for each GPU, as fast as those measured
 
     def all_reduce_s(self, num_bytes: float, world: int) -> float:
         """A ring: all but one part of the bytes goes out twice, by the slowest of the links."""
@@ -182,15 +170,13 @@ def measure_start(place: Path, world: int) -> float:
     """Seconds until all of so many processes have made one step, and are at their end."""
     words = [f"data.path={ROOT}/data/telco.csv", "data.target=churn", f"data.cache_dir={place}/telco"]
     words += ["train.max_steps=1", "tracking.mode=disabled"]
-    script = place / "start.py"
-    script.write_text(START)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     found = []
     for turn in range(4):
         started_s = time.perf_counter()
-        every, quiet = [*command, str(script), *words, f"run.dir={place}/start-{world}-{turn}"], subprocess.DEVNULL
-        subprocess.run(every, env=environment, check=True, stdout=quiet, stderr=quiet)
+        process = start(world, place, [*words, f"run.dir={place}/start-{world}-{turn}"])
+        _, errors = process.communicate()
+        if process.returncode:
+            sys.exit(errors.decode())
         found.append(time.perf_counter() - started_s)
     return float(np.median(found[1:]))  # the first one may pack the table
 
@@ -231,12 +217,12 @@ def predict(costs: Costs, gpu: Gpu, *, world: int, batch: int, rows: float, epoc
     steps = epochs * rows / batch
     mine = batch / world
     # the host asks for kernels while the GPU computes: the longer of both; rows are read ahead beside it
-    asked = costs.step * gpu.slower
+    asked = costs.step
     computed = mine * costs.flops_per_row / (gpu.flops * gpu.used)
-    read = mine * costs.gather * gpu.slower
+    read = mine * costs.gather
     longest = max(asked, computed, read)
     return {
-        "prepare": costs.prepare * rows * gpu.slower / (world * gpu.cores),
+        "prepare": costs.prepare * rows / (world * gpu.cores),
         "start": costs.start[2],  # as here, a core for each process
         "host": asked * steps if longest == asked else 0.0,
         "arithmetic": computed * steps if longest == computed else 0.0,

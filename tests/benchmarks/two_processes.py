@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = """
 import sys
 from nn_train.config import load_config
+from nn_train.ending import leave
 from nn_train.engine import Engine
 from nn_train.runtime import leave_world
 engine = Engine(load_config(None, sys.argv[1:]))
@@ -31,15 +32,23 @@ engine.prepare()
 engine.train()
 engine.close()
 leave_world()
+leave(0)
 """
+
+
+def start(num_processes: int, place: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    """Start so many processes on the CPU, of one thread each, that prepare and train; their errors are in a pipe."""
+    script = place / "train.py"
+    script.write_text(TRAIN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, str(script), *words], env=environment, **quiet)
 
 
 def train(num_processes: int, folder: Path, words: list[str], *, steps: int) -> dict[str, float]:
     """Rows per second of a run, and the most that its processes had mapped of packed files, in MB."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-    command += [str(folder.with_name("train.py")), f"run.dir={folder}", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = start(num_processes, folder.parent, [f"run.dir={folder}", *words])
     most = {"rss": 0.0, "pss": 0.0}
     while True:
         try:
@@ -83,7 +92,6 @@ def main() -> None:
     found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        (place / "train.py").write_text(TRAIN)
         words.append(f"data.cache_dir={place}/cache")
         for turn in range(arguments.turns):
             for number in found:
