@@ -154,7 +154,8 @@ class FastGradients:
         runtime = self.runtime
         weight = self.loss.weight(step)
         mine = self.take(step)
-        total = torch.zeros((), device=runtime.device)
+        is_alone = runtime.num_processes == 1
+        total = None
         for index, (low, high) in enumerate(cut(len(mine), self.num_micro_steps)):
             runtime.seed_step(derive_seed(self.plan.seed, step, runtime.rank, index))
             is_last = index == self.num_micro_steps - 1
@@ -164,8 +165,9 @@ class FastGradients:
                 loss = self.loss.sum(mine.part(low, high)) if high > low else 0.0 * self.loss.sum(self.any_row)
                 loss = loss / weight if not is_broken else loss * torch.nan
                 with pulse if is_last else nullcontext():
-                    self.backward(loss * runtime.num_processes)  # DDP takes the mean over processes
-            total = total + loss.detach()
+                    self.backward(loss if is_alone else loss * runtime.num_processes)  # DDP takes the processes' mean
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
         return total
 
     def global_loss(self, loss: Tensor) -> Tensor:

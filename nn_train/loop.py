@@ -201,7 +201,7 @@ class Trainer:
         # fp16's loss scale finds its size by overflowing gradients: there the loss must tell
         watched = self.gradients.global_loss(loss) if self.config.train.mixed_precision == "fp16" else grad_norm
         with pulse:  # on a GPU it is here that a collective is waited for
-            is_finite = bool(watched.isfinite())
+            is_finite = math.isfinite(watched)
         if is_finite:
             return True
         step = state.step - 1

@@ -5,6 +5,7 @@ a small network's step is short beside that.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -71,7 +72,7 @@ class Stepper:
             self.unscale()  # before clipping, which would clip scaled gradients otherwise
         norm = self._clip()
         # under fp16 it is the scaler that skips, and that has to see the overflow to find its size
-        if self.has_scaler or not is_guarded or norm.isfinite():
+        if self.has_scaler or not is_guarded or math.isfinite(norm):
             self.updater.step()
             self.updated(step + 1)
         return norm

@@ -6,6 +6,7 @@ Programs are started in turns by `accelerate launch` as two processes on the CPU
   empty     a script without a line, to its end
   torch     a script that imports torch, until that is done
   reduce    a script that makes an Accelerator and sums one number over the processes, until the sum is there
+  step      a script that has Accelerate prepare a linear layer and AdamW, and makes one step: the least that trains
   train     this project on telco, until the first optimizer step is in metrics.jsonl
 and by themselves, to their end:
   mistakes  `python nn_train/train.py` with a mistyped setting, a number out of range and a table that is not there
@@ -38,6 +39,19 @@ if accelerator.is_main_process:
     pathlib.Path(sys.argv[1]).write_text("done")
 accelerator.end_training()
 """
+STEP = """
+import pathlib, sys, torch
+from accelerate import Accelerator
+accelerator = Accelerator(cpu=True)
+layer = torch.nn.Linear(8, 1)
+layer, optimizer = accelerator.prepare(layer, torch.optim.AdamW(layer.parameters()))
+accelerator.backward(layer(torch.ones(4, 8)).sum())
+optimizer.step()
+if accelerator.is_main_process:
+    pathlib.Path(sys.argv[1]).write_text("done")
+accelerator.end_training()
+"""
+SCRIPTS = {"torch": IMPORT, "reduce": REDUCE, "step": STEP}
 MISTAKES = {
     "mistyped setting": ["train.max_epoch=3"],
     "number out of range": ["train.max_epochs=-3"],
@@ -80,19 +94,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "empty.py").touch()
-        (folder / "import.py").write_text(IMPORT)
-        (folder / "reduce.py").write_text(REDUCE)
+        for what, text in SCRIPTS.items():
+            (folder / f"start_{what}.py").write_text(text)  # `torch.py` would be imported in place of torch
         words = [f"data.path={ROOT}/data/telco.csv", "data.target=churn", f"data.cache_dir={folder}/cache"]
         words += ["train.max_steps=1", "tracking.log_every_steps=1", "tracking.mode=disabled", *arguments.words]
         for turn in range(arguments.turns + 1):
-            done, torch_done, run = (folder / f"{what}-{turn}" for what in ("done", "torch", "run"))
-            train = [*LAUNCH, TRAIN, *words, f"run.dir={run}"]
-            found = {
-                "empty": until([*LAUNCH, str(folder / "empty.py")]),
-                "torch": until([*LAUNCH, str(folder / "import.py"), str(torch_done)], holds_text(torch_done)),
-                "reduce": until([*LAUNCH, str(folder / "reduce.py"), str(done)], holds_text(done)),
-                "train": until(train, holds_text(run / "metrics.jsonl")),
-            }
+            run = folder / f"run-{turn}"
+            found = {"empty": until([*LAUNCH, str(folder / "empty.py")])}
+            for what in SCRIPTS:
+                done = folder / f"{what}-{turn}"
+                found[what] = until([*LAUNCH, str(folder / f"start_{what}.py"), str(done)], holds_text(done))
+            found["train"] = until([*LAUNCH, TRAIN, *words, f"run.dir={run}"], holds_text(run / "metrics.jsonl"))
             found |= {what: until([sys.executable, TRAIN, word]) for what, [word] in MISTAKES.items()}
             if turn:  # the first one packs the table, and reads programs from the disk
                 for what, value in found.items():
@@ -101,7 +113,7 @@ def main() -> None:
     print(f"{os.cpu_count()} CPU cores, median of {arguments.turns} turns")
     for what, values in seconds.items():
         print(f"{what:20}{median[what]:7.2f} s   {' '.join(f'{value:.2f}' for value in values)}")
-    for other in ("empty", "torch", "reduce"):
+    for other in ("empty", *SCRIPTS):
         print(f"train / {other:12}{median['train'] / median[other]:7.2f}")
 
 
