@@ -16,7 +16,7 @@ from nn_train.errors import DataError, short
 from nn_train.inference import infer_schema
 from nn_train.packed import features_file, save_rows, truth_file
 from nn_train.preprocessing import fit_preprocessor
-from nn_train.preprocessor import FARTHEST, Encoded, Preprocessor
+from nn_train.preprocessor import FARTHEST, Encoded, NumericInput, Preprocessor
 from nn_train.pulse import pulse
 from nn_train.row_weights import refuse_all_zero, row_weigher
 from nn_train.run_folder import write_file, write_json
@@ -215,7 +215,10 @@ def describe(
         for c in schema.columns
         if c.dropped and not c.dropped.startswith(("data.", "split"))
     ]
-    warnings += [f"column '{short(name)}' was dropped: {reason}" for name, reason in preprocessor.dropped.items()]
+    # a date without a time of day has no hour: that is no news to anybody
+    hours = {NumericInput(column=column.name, part="hour").name for column in schema.features if column.kind == "date"}
+    told = {name: reason for name, reason in preprocessor.dropped.items() if name not in hours}
+    warnings += [f"column '{short(name)}' was dropped: {reason}" for name, reason in told.items()]
     pulse.beat()
     warnings += find_doubts(frame, encoded, splits, schema, preprocessor=preprocessor, config=config)
     classes, stats = None, None
