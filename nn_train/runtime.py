@@ -172,7 +172,8 @@ def ddp_options(config: TrainConfig) -> DistributedDataParallelKwargs:
 
     `static_graph` is left out: under it the first backward within no_sync fails in torch, and exact mode has no other
     backward than those. Fast mode would lay its buckets out a backward later, after the one that is to settle them, and
-    gain nothing: what it saves is a search for unused weights, which is off.
+    gain nothing: what it saves is a search for unused weights, which is off. Measured on two processes of a CPU, telco
+    at a batch of 256: the same losses, and as many rows a second.
     """
     return DistributedDataParallelKwargs(
         # the networks' buffers are constants: sending them round before every forward would be for nothing
