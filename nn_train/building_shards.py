@@ -35,8 +35,8 @@ from nn_train.settings import Config
 from nn_train.shard_fit import Fitted, fit_shards, rows_writer
 from nn_train.shard_plan import Plan, make_plan
 from nn_train.shard_splits import Dealer
-from nn_train.shards import ShardError, Unit, read_part
-from nn_train.survey import Survey, survey_piece
+from nn_train.shards import UNIT_ROWS, PartReader, ShardError, Unit
+from nn_train.survey import SAMPLE_ROWS, Survey, survey_piece
 from nn_train.table import rows_named
 from nn_train.together import share_out
 from nn_train.values import short_columns, typed_frame
@@ -62,11 +62,9 @@ def build_shards(config: Config, folder: Path, *, content: str) -> None:
 def build_units(config: Config, folder: Path, *, content: str) -> None:
     """All that follows the first look."""
     plan = Plan.load(folder)
-    surveyor = _Surveyor(config, folder, plan)
-    share_out(folder, "survey", range(len(plan.units)), surveyor.survey)
+    share_out(folder, "survey", range(len(plan.units)), _Surveyor(config, folder, plan).survey)
     share_out(folder, "fit", [0], lambda _: fit_shards(config, folder, plan, content=content))
-    encoder = _Encoder(config, folder, plan, Fitted.load(folder))
-    share_out(folder, "encode", range(len(plan.units)), encoder.encode)
+    share_out(folder, "encode", range(len(plan.units)), _Encoder(config, folder, plan, Fitted.load(folder)).encode)
     files = [*(truth_file(folder, split) for split in JUDGED), features_file(folder, "test")]
     share_out(folder, "join", range(len(files)), lambda number: _join(files[number]))
 
@@ -117,12 +115,13 @@ class _Reader:
         self.config = config
         self.folder = folder
         self.plan = plan
+        self.parts = PartReader(config.data)
         self.dealer = Dealer(config, plan.schema, plan.cuts)
 
     def pieces(self, unit: Unit, part: int) -> Iterator[_Piece]:
         """The rows of a part, in order."""
         row = unit.row_of(part)
-        for rows in read_part(unit, part, self.config.data, columns=self.plan.columns):
+        for rows in self.parts.read(unit, part, columns=self.plan.columns):
             pulse.beat()
             if len(rows):
                 seed = self.config.split.seed
@@ -145,6 +144,8 @@ class _Surveyor(_Reader):
             try:
                 for piece in self.pieces(unit, part):
                     own.add(self._survey_piece(piece))
+                    if own.sample is not None and len(own.sample) > 2 * sum(SAMPLE_ROWS):
+                        own.thin_sample()
             except ShardError as error:
                 if self.config.data.bad_shards == "stop":
                     raise
@@ -181,8 +182,8 @@ class _Encoder(_Reader):
         unit = self.plan.units[number]
         bad = read_json(self.folder / f"survey-{number:06d}.json")["bad_parts"]
         places = dict(zip(SPLITS, self.fitted.places[number], strict=True))
-        truths: dict[Split, list[pd.DataFrame]] = {split: [] for split in JUDGED}
-        features: list[pd.DataFrame] = []
+        truths = {name: _Frames(truth_file(self.folder, name), number) for name in JUDGED}
+        features = _Frames(features_file(self.folder, "test"), number)
         for part in unit.parts:
             for piece in self.pieces(unit, part) if str(part) not in bad else ():
                 split, columns = self._encode_piece(piece)
@@ -192,14 +193,13 @@ class _Encoder(_Reader):
                     places[name] += len(rows)
                     if name in JUDGED and len(rows):
                         kept = piece.rows.take(pa.array(rows))
-                        truths[name].append(self._truth(kept, rows + piece.first_row, unit))
+                        truths[name].add(self._truth(kept, rows + piece.first_row, unit))
                         if name == "test":
-                            features.append(self._features(kept))
+                            features.add(self._features(kept))
         for writer in self.writers.values():
             writer.sync()  # before a note says that the unit is done
-        for name, frames in truths.items():
-            _write_frames(frames, _parts(truth_file(self.folder, name)) / f"{number:06d}.parquet")
-        _write_frames(features, _parts(features_file(self.folder, "test")) / f"{number:06d}.parquet")
+        for frames in (*truths.values(), features):
+            frames.write()
 
     def _encode_piece(self, piece: _Piece) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The split of each row, -1 for one without a target, and the packed columns."""
@@ -256,7 +256,25 @@ def _join(file: Path) -> None:
     shutil.rmtree(_parts(file))
 
 
-def _write_frames(frames: list[pd.DataFrame], file: Path) -> None:
-    if frames:
-        file.parent.mkdir(exist_ok=True)
-        write_file(file, pd.concat(frames, ignore_index=True).to_parquet(None, index=False))
+class _Frames:
+    """The rows of a unit for a file that is joined later, in parts of some UNIT_ROWS."""
+
+    def __init__(self, file: Path, number: int):
+        self.folder = _parts(file)
+        self.number = number
+        self.held: list[pd.DataFrame] = []
+        self.num_parts = 0
+
+    def add(self, frame: pd.DataFrame) -> None:
+        """Take in the rows that follow."""
+        self.held.append(frame)
+        if sum(map(len, self.held)) >= UNIT_ROWS:
+            self.write()
+
+    def write(self) -> None:
+        """Write the rows that are held, if there are any."""
+        if self.held:
+            self.folder.mkdir(exist_ok=True)
+            file = self.folder / f"{self.number:06d}-{self.num_parts:06d}.parquet"
+            write_file(file, pd.concat(self.held, ignore_index=True).to_parquet(None, index=False))
+            self.held, self.num_parts = [], self.num_parts + 1

@@ -25,7 +25,7 @@ from nn_train.pulse import pulse
 from nn_train.run_folder import read_json
 from nn_train.schema import Split, TableSchema
 from nn_train.settings import Config
-from nn_train.table_files import cache_dir, find_files, fingerprint, input_paths
+from nn_train.table_files import cache_dir, find_files, fingerprint, input_paths, num_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,7 +131,7 @@ def _is_streamed(config: Config) -> bool:
     if config.data.max_rows is not None:
         return False
     files = [file for key, path in input_paths(config) for file in find_files(path, key=key)]
-    if sum(file.stat().st_size for file in files) < LEAST_STREAM_BYTES:  # whatever they hold: most starts end here
+    if sum(map(num_bytes, files)) < LEAST_STREAM_BYTES:  # whatever they hold: most starts end here
         return False
     from nn_train.shards import num_cells
 

@@ -1,6 +1,7 @@
 """From the surveys of all units to what every row is encoded by, and to the files that the encoded rows go into."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,10 @@ def fit_shards(config: Config, folder: Path, plan: Plan, *, content: str) -> Non
     )
     encoded = preprocessor.transform(frame)
     found = describe(frame, encoded, splits, schema, preprocessor=preprocessor, config=config)
-    found["warnings"] += [f"left out: {what}" for what in bad_parts]
+    # what follows a damaged line of a long text file is left out for the same reason
+    found["warnings"] += [
+        f"left out: {what}" + (f" ({count} parts)" if count > 1 else "") for what, count in Counter(bad_parts).items()
+    ]
     found |= _exact_facts(whole, schema) | {"fingerprint": content, "sampled_rows": len(frame)}
     found["bad_parts"] = bad_parts
     write_findings(folder, schema, preprocessor, found)

@@ -13,9 +13,10 @@ from nn_train.run_folder import read_json, write_json
 from nn_train.schema import TableSchema
 from nn_train.settings import Config
 from nn_train.shard_splits import find_cuts
-from nn_train.shards import ShardError, Unit, plan_units, read_part
+from nn_train.shards import PartReader, ShardError, Unit, plan_units
 from nn_train.survey import SAMPLE_ROWS
 from nn_train.table import rows_named
+from nn_train.table_files import num_bytes
 
 LOOK_PARTS, LOOK_ROWS = 16, 8192  # what the first look sees: so many rows of so many parts
 SPARE = 1.3  # a sample is drawn so much larger than it will be, since chance may give fewer rows
@@ -66,13 +67,14 @@ def make_plan(config: Config, folder: Path) -> None:
     parts = [(unit, part) for unit in units for part in unit.parts]
     places = np.unique(np.linspace(0, max(len(parts) - 1, 0), LOOK_PARTS).astype(int))
     chosen = [parts[place] for place in places if parts]  # Parquet files may have no row group
+    reader = PartReader(config.data)
     looks: list[pa.Table] = []
     names: list[str] = []
     errors: list[ShardError] = []
     for unit, part in chosen:
         try:
-            piece = next(read_part(unit, part, config.data), None)
-            if piece is None:  # a row group without a row
+            piece = next(reader.read(unit, part), None)
+            if piece is None:  # a row group without a row, or a stretch beyond a file's end
                 continue
             piece = piece.slice(0, LOOK_ROWS)
             looks.append(piece if not looks else piece.select(looks[0].column_names))
@@ -114,10 +116,9 @@ def _shares(config: Config) -> tuple[float, float, float]:
 def _estimate_rows(units: list[Unit], look: pa.Table) -> int:
     """Rows of all units: counted in Parquet's footers, told by the length of a row in other files."""
     row_bytes = max(1.0, look.nbytes / len(look) * 0.7)
-    sizes = [
-        sum(unit.part_rows) if unit.part_rows is not None else unit.file.stat().st_size / row_bytes for unit in units
-    ]
-    return int(sum(sizes))
+    counted = sum(sum(unit.part_rows) for unit in units if unit.part_rows is not None)
+    others = {unit.file_number: unit.file for unit in units if unit.part_rows is None}
+    return counted + int(sum(map(num_bytes, others.values())) / row_bytes)
 
 
 def _refuse_full_disk(config: Config, folder: Path, schema: TableSchema, num_rows: int) -> None:

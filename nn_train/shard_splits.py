@@ -8,7 +8,7 @@ from nn_train.errors import ConfigError, DataError, short
 from nn_train.row_hash import SAMPLE_SALT, TEST, TRAIN, VAL, deal_splits, row_hashes, shares, text_hashes
 from nn_train.schema import SPLITS, TableSchema
 from nn_train.settings import Config
-from nn_train.shards import ShardError, Unit, read_part
+from nn_train.shards import PartReader, ShardError, Unit
 from nn_train.splitting import WORDS
 from nn_train.table import name_row
 from nn_train.values import read_dates, read_levels, read_numbers
@@ -93,12 +93,12 @@ def find_cuts(units: list[Unit], schema: TableSchema, config: Config, *, num_row
 
     `num_rows` are about those of the table, so that no more times are held of a larger one.
     """
-    split, drawn = config.split, [np.zeros(0)]
+    split, drawn, reader = config.split, [np.zeros(0)], PartReader(config.data)
     for unit in units:
         for part in unit.parts:
             row = unit.row_of(part)
             try:
-                for piece in read_part(unit, part, config.data, columns=[split.column or ""]):
+                for piece in reader.read(unit, part, columns=[split.column or ""]):
                     seed, file = split.seed, unit.file_number
                     hashes = row_hashes(seed=seed, file_number=file, first_row=row, num_rows=len(piece))
                     kept = shares(hashes, SAMPLE_SALT) < TIMES / max(num_rows, 1)

@@ -1,20 +1,25 @@
-"""The pieces of work of a large table: whole files, or some row groups of a Parquet file, each read by itself."""
+"""The pieces of work of a large table: row groups of a Parquet file, stretches of a text file, or other files whole."""
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nn_train.errors import DataError
+from nn_train.pulse import pulse
 from nn_train.schema import Split
 from nn_train.settings import Config, DataConfig
 from nn_train.table_files import (
+    TEXT_FORMATS,
     file_format,
     find_files,
     input_paths,
+    num_bytes,
     plain_column,
     readable,
     reason,
@@ -24,8 +29,9 @@ from nn_train.table_files import (
 )
 from nn_train.table_stream import read_pieces
 
-UNIT_ROWS = 1 << 19  # a unit of a Parquet file has so many rows or a few more
-PIECE_ROWS = 1 << 16  # that are in memory at a time
+UNIT_ROWS = 1 << 19  # a unit of a Parquet file has so many rows or a few more, one of a text file has as many
+PIECE_ROWS = 1 << 16  # that are in memory at a time; UNIT_ROWS are a whole number of pieces
+UNIT_BYTES = 1 << 26  # a text file that is no longer is one unit
 OF_FILES: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -33,8 +39,9 @@ OF_FILES: tuple[Split, ...] = ("train", "val", "test")
 class Unit:
     """Rows that one process reads together.
 
-    `part_rows` are the rows of each row group of a Parquet file from `first_part` on; None is a whole file of another
-    format, whose rows are not counted before it is read. `split` is that of a table of its own (split.method=files).
+    `part_rows` are the rows of each row group of a Parquet file from `first_part` on. It is None for another format,
+    whose rows are not counted before they are read: they are those from `first_row` on, `most_rows` of them, or all
+    that are left. `split` is that of a table of its own (split.method=files).
     """
 
     number: int
@@ -44,10 +51,11 @@ class Unit:
     first_part: int = 0
     first_row: int = 0  # in its file
     part_rows: tuple[int, ...] | None = None
+    most_rows: int | None = None
 
     @property
     def parts(self) -> list[int]:
-        """What of a unit can be damaged by itself: its row groups; a file of another format is one part."""
+        """What of a unit can be damaged by itself: its row groups; of another format it is one part."""
         return [0] if self.part_rows is None else [self.first_part + place for place in range(len(self.part_rows))]
 
     def row_of(self, part: int) -> int:
@@ -82,11 +90,14 @@ def plan_units(config: Config) -> list[Unit]:
                 file_number=file_number,
                 split=split if config.split.method == "files" else None,
             )
-            if file_format(file, config.data) == "parquet":
+            kind = file_format(file, config.data)
+            if kind == "parquet":
                 metadata, schema = _read_footer(file)
                 first = first or schema
                 refuse_other_columns(schema, first, file)
                 units += _row_groups(metadata, whole)
+            elif kind in TEXT_FORMATS:
+                units += _stretches(whole, config.data)
             else:
                 units.append(whole)
             file_number += 1
@@ -117,26 +128,81 @@ def _row_groups(metadata: Any, whole: Unit) -> Iterator[Unit]:
             number, start, first_row = number + 1, group + 1, first_row + sum(rows)
 
 
+def _stretches(whole: Unit, data: DataConfig) -> Iterator[Unit]:
+    """A text file in stretches of rows, as many as its length lets expect; the last one has what is left."""
+    size, number = num_bytes(whole.file), 1
+    if size > UNIT_BYTES:
+        with suppress(DataError):  # it is met again, and said, where the rows are read
+            head = next(read_pieces([whole.file], data, num_rows=PIECE_ROWS))
+            number = max(1, round(size / _text_bytes(head) * len(head) / UNIT_ROWS))
+    for place in range(number):
+        yield dataclasses.replace(
+            whole,
+            number=whole.number + place,
+            first_row=place * UNIT_ROWS,
+            most_rows=UNIT_ROWS if place + 1 < number else None,
+        )
+
+
+def _text_bytes(rows: pa.Table) -> int:
+    """About what rows of text take in their file: their values, and a sign after each."""
+    return sum(pc.sum(pc.binary_length(column)).as_py() or 0 for column in rows.columns) + len(rows) * rows.num_columns
+
+
 class ShardError(DataError):
     """A part of a table that cannot be read."""
 
 
-def read_part(unit: Unit, part: int, data: DataConfig, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The rows of a part in pieces, in their order.
+class PartReader:
+    """Reads the parts of units. Those of one text file cost one pass over it where they are asked for in their order.
 
-    Raises:
-        ShardError: naming the file, and the row group where there is one.
+    What comes after a damaged place of such a file cannot be read: it is the error that was met there.
     """
-    try:
-        yield from _read_file(unit, data, columns) if unit.part_rows is None else _read_group(unit, part, columns)
-    except DataError as error:
-        fix = f"{error.fix}; or data.bad_shards=skip leaves such parts of a table out"
-        raise ShardError(error.what, where=error.where, fix=fix) from None
 
+    def __init__(self, data: DataConfig):
+        self.data = data
+        self._file: Path | None = None
+        self._next_row = 0
+        self._failure: DataError | None = None
 
-def _read_file(unit: Unit, data: DataConfig, columns: list[str] | None) -> Iterator[pa.Table]:
-    for piece in read_pieces([unit.file], data, num_rows=PIECE_ROWS):
-        yield piece if columns is None else piece.select(columns)
+    def read(self, unit: Unit, part: int, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of a part in pieces, in their order.
+
+        Raises:
+            ShardError: naming the file, and the row group where there is one.
+        """
+        try:
+            if unit.part_rows is not None:
+                yield from _read_group(unit, part, columns)
+                return
+            for piece in self._read_stretch(unit):
+                yield piece if columns is None else piece.select(columns)
+        except DataError as error:
+            fix = f"{error.fix}; or data.bad_shards=skip leaves such parts of a table out"
+            raise ShardError(error.what, where=error.where, fix=fix) from None
+
+    def _read_stretch(self, unit: Unit) -> Iterator[pa.Table]:
+        if self._file != unit.file or self._next_row > unit.first_row:
+            self._file, self._next_row, self._failure = unit.file, 0, None
+            self._pieces = read_pieces([unit.file], self.data, num_rows=PIECE_ROWS)
+        while unit.most_rows is None or self._next_row < unit.first_row + unit.most_rows:
+            row, piece = self._next_row, self._next_piece()
+            if piece is None:
+                return
+            if row >= unit.first_row:
+                yield piece
+
+    def _next_piece(self) -> pa.Table | None:
+        pulse.beat()
+        if self._failure is not None:
+            raise self._failure
+        try:
+            piece = next(self._pieces, None)
+        except DataError as error:
+            self._failure = error
+            raise
+        self._next_row += 0 if piece is None else len(piece)
+        return piece
 
 
 def _read_group(unit: Unit, group: int, columns: list[str] | None) -> Iterator[pa.Table]:
@@ -167,5 +233,5 @@ def num_cells(files: list[Path], data: DataConfig) -> float:
             metadata, _ = _read_footer(file)
             cells += metadata.num_rows * metadata.num_columns
         else:
-            cells += file.stat().st_size / 8
+            cells += num_bytes(file) / 8
     return cells

@@ -42,6 +42,7 @@ FORMATS = {
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
 TEXT_FORMATS = ("csv", "tsv")
 LARGE_FILE_BYTES = 64 << 20
+PACKED = 5  # times as long is a table that is compressed, about
 
 
 def input_paths(config: Config) -> list[tuple[str, str]]:
@@ -83,6 +84,11 @@ def _is_table(path: Path) -> bool:
 def compression_of(path: Path) -> str:
     """The ending that tells a compression, or nothing."""
     return path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
+
+
+def num_bytes(path: Path) -> int:
+    """The length of a file, about what it will be unpacked where it is compressed."""
+    return path.stat().st_size * (PACKED if compression_of(path) else 1)
 
 
 def suffix_of(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Large tables, prepared as a stream by any number of processes: the same rows, whatever happens on the way."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from nn_train.parquet_rows import rows_at_places
 from nn_train.preparation import PreparedData, prepare_data
 from nn_train.run_folder import read_json
 from nn_train.schema import SPLITS
-from nn_train.shards import plan_units
+from nn_train.shards import PartReader, plan_units
 from nn_train.survey import ColumnFacts, Survey
 from nn_train.table_files import fingerprint
 from tests.conftest import ROOT, SMALL, make_table, run_world
@@ -428,6 +429,82 @@ def test_units_are_neighbouring_row_groups(folder: Path, monkeypatch: pytest.Mon
         (0, 0, (200, 200)),
         (2, 400, (200, 100)),
     ]
+
+
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text files of more than 10,000 bytes are read in stretches of 400 rows, and pieces of 100."""
+    for name, value in {"UNIT_ROWS": 400, "PIECE_ROWS": 100, "UNIT_BYTES": 10_000}.items():
+        monkeypatch.setattr(f"nn_train.shards.{name}", value)
+    monkeypatch.setattr("nn_train.building_shards.UNIT_ROWS", 50)
+    monkeypatch.setattr("nn_train.table_text.BLOCK_BYTES", 1 << 13)  # that Arrow reads at once
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """The binary table as one CSV file, with quotes, line breaks in values and empty lines."""
+    table = big_table()
+    table["city"] = table["city"].str.replace("city 1", 'the "first"\ncity, 1')
+    head, tail = table.iloc[:1000].to_csv(index=False), table.iloc[1000:].to_csv(index=False, header=False)
+    file = tmp_path / "table.csv"
+    file.write_text(f"{head}\n\n{tail}")
+    return file
+
+
+def test_a_text_file_in_stretches_gives_the_bytes_of_a_whole_one(
+    text_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    whole = prepare(text_file, f"data.cache_dir={tmp_path / 'whole'}")
+    request.getfixturevalue("small_units")
+    units = plan_units(load_config(words=[f"data.path={text_file}", *STREAM]))
+    assert 7 <= len(units) <= 10 and [unit.first_row for unit in units] == [400 * place for place in range(len(units))]
+    assert [unit.most_rows for unit in units] == [400] * (len(units) - 1) + [None]
+    parted = prepare(text_file, f"data.cache_dir={tmp_path / 'parted'}")
+    assert digest(parted) == digest(whole)
+    by_time = prepare(text_file, f"data.cache_dir={tmp_path / 'time'}", "split.method=time", "split.column=day")
+    assert by_time.schema.num_rows == whole.schema.num_rows
+
+
+def test_stretches_may_be_asked_for_in_any_order_and_beyond_the_end(text_file: Path, small_units: None) -> None:
+    config = load_config(words=[f"data.path={text_file}", *STREAM])
+    units = plan_units(config)
+    beyond = dataclasses.replace(units[-1], first_row=99 * 400)
+    rows = read_table(config.data)
+    reader = PartReader(config.data)
+    for unit in (units[2], units[3], beyond, units[0], units[-1], units[0], beyond, units[-1]):
+        found = [piece for piece in reader.read(unit, 0, columns=["y", "city"]) if len(piece)]
+        last = None if unit.most_rows is None else unit.first_row + unit.most_rows
+        expected = list(rows[unit.first_row : last]["city"]) if unit.first_row < len(rows) else []
+        assert [value for piece in found for value in piece.column("city").to_pylist()] == expected
+
+
+def test_the_first_look_at_a_long_text_file_sees_more_than_its_top(tmp_path: Path, small_units: None) -> None:
+    table = big_table()
+    table.loc[:1500, "city"] = None
+    table.to_csv(tmp_path / "table.csv", index=False)
+    data = prepare(tmp_path / "table.csv")
+    city = next(column for column in data.preprocessor.categorical if column.column == "city")
+    assert len(city.levels) > 5
+
+
+def test_what_follows_a_damaged_line_of_a_long_text_file_is_left_out_and_counted(
+    text_file: Path, small_units: None
+) -> None:
+    lines = text_file.read_text().split("\n")
+    place = next(number for number in range(2400, len(lines)) if lines[number].count(",") == lines[0].count(","))
+    lines[place] += ",one,two"
+    text_file.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=rf"line {place + 1} has \d+ fields, and the header") as caught:
+        prepare(text_file)
+    assert "data.bad_shards=skip" in caught.value.fix
+    data = prepare(text_file, "data.bad_shards=skip")
+    known = data.schema.num_rows + data.schema.num_rows_without_target
+    assert known and known % 400 == 0 and known < place
+    units = plan_units(load_config(words=[f"data.path={text_file}", *STREAM]))
+    num_bad = len(units) - known // 400
+    assert len(data.info["bad_parts"]) == num_bad > 1
+    (told,) = [what for what in data.info["warnings"] if "left out" in what]
+    assert f"line {place + 1} has" in told and told.endswith(f"({num_bad} parts)")
 
 
 def test_surveys_add_up_in_any_parts() -> None:
