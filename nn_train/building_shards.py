@@ -62,9 +62,12 @@ def build_shards(config: Config, folder: Path, *, content: str) -> None:
 def build_units(config: Config, folder: Path, *, content: str) -> None:
     """All that follows the first look."""
     plan = Plan.load(folder)
-    share_out(folder, "survey", range(len(plan.units)), _Surveyor(config, folder, plan).survey)
+    numbers = range(len(plan.units))
+    in_order = any(unit.first_row and unit.part_rows is None for unit in plan.units)  # a text file is read forward
+    share_out(folder, "survey", numbers, _Surveyor(config, folder, plan).survey, in_order=in_order)
     share_out(folder, "fit", [0], lambda _: fit_shards(config, folder, plan, content=content))
-    share_out(folder, "encode", range(len(plan.units)), _Encoder(config, folder, plan, Fitted.load(folder)).encode)
+    encoder = _Encoder(config, folder, plan, Fitted.load(folder))
+    share_out(folder, "encode", numbers, encoder.encode, in_order=in_order)
     files = [*(truth_file(folder, split) for split in JUDGED), features_file(folder, "test")]
     share_out(folder, "join", range(len(files)), lambda number: _join(files[number]))
 

@@ -25,8 +25,12 @@ def acquire(lock: BaseFileLock) -> AcquireReturnProxy:
             return lock.acquire(timeout=1.0)
 
 
-def share_out(folder: Path, stage: str, pieces: Iterable[int], work: Callable[[int], None]) -> int:
+def share_out(
+    folder: Path, stage: str, pieces: Iterable[int], work: Callable[[int], None], *, in_order: bool = False
+) -> int:
     """Do the pieces that nobody else does, and wait until all are done; how many were done here.
+
+    Processes look for work at places of their own, or `in_order` from the first piece on.
 
     Raises:
         Whatever `work` raises; the piece is then free for whoever tries next, and meets the same.
@@ -34,7 +38,7 @@ def share_out(folder: Path, stage: str, pieces: Iterable[int], work: Callable[[i
     left = list(pieces)
     num_done = 0
     while left := [piece for piece in left if not _note(folder, stage, piece).exists()]:
-        start = os.getpid() % len(left)  # processes look for work at places of their own
+        start = 0 if in_order else os.getpid() % len(left)
         worked = False
         for piece in left[start:] + left[:start]:
             if _try(folder, stage, piece, work):

@@ -1,11 +1,12 @@
 """Rows per second and memory of preparing a large table, beside pandas with scikit-learn's ColumnTransformer.
 
-    python tests/benchmarks/prepare_speed.py TABLE ... [--pandas 1]
+    python tests/benchmarks/prepare_speed.py TABLE ... [--pandas 1] [--csv]
 
 A TABLE is a folder of `nn_train/make_table.py`, say of 1M and 10M rows. Ours is the whole preparation from Parquet to
 packed rows, in a process of its own that starts helpers on the other cores, and then a second start of the same, which
 finds the rows. The other one reads the first so many shards by pandas, splits them, and fits and applies the same
-steps: quantiles to a normal distribution with a mean for gaps and their indicators, codes of levels.
+steps: quantiles to a normal distribution with a mean for gaps and their indicators, codes of levels. With --csv a
+table is prepared once more from one CSV file, written before.
 
 Memory is the highest sum over a program's processes of what each holds alone (USS), looked at ten times a second:
 pages of mapped files, which the system can drop, do not count.
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,28 +87,54 @@ def _held(process: psutil.Process) -> int:
         return 0
 
 
+def shards_of(table: Path) -> list[Path]:
+    """The files of a table, in their order."""
+    return sorted(table.glob("part-*.parquet"))
+
+
+def count_rows(shards: list[Path]) -> int:
+    """Rows of some shards."""
+    return sum(pq.read_metadata(shard).num_rows for shard in shards)
+
+
+def write_csv(shards: list[Path], file: Path) -> Path:
+    """All shards as one CSV file."""
+    schema = pq.read_schema(shards[0]).remove_metadata()
+    with pa_csv.CSVWriter(file, schema) as writer:
+        for shard in shards:
+            writer.write_table(pq.read_table(shard).replace_schema_metadata(None))
+    return file
+
+
+def measure(table: Path, cache: Path, *, num_rows: int) -> str:
+    """A line of our preparation of a table, and of a second start."""
+    words = [f"data.path={table}", "data.target=late", f"data.cache_dir={cache}", "data.preparation=stream"]
+    seconds, held = watch([sys.executable, "-c", OURS, *words])
+    again, _ = watch([sys.executable, "-c", OURS, *words])
+    name = "ours" if table.is_dir() else "ours, one CSV file"
+    return f"{name:24}{num_rows:>12,}{seconds:>9.1f}{num_rows / seconds:>10,.0f}{held:>8,.0f}{again:>10.1f}"
+
+
 def main() -> None:
     """Print a line for each table, and one for pandas."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", type=Path, metavar="TABLE")
     parser.add_argument("--pandas", type=int, default=1, help="shards that pandas reads")
+    parser.add_argument("--csv", action="store_true")
     arguments = parser.parse_args()
     print(f"{'':24}{'rows':>12}{'seconds':>9}{'rows/s':>10}{'MB':>8}{'again, s':>10}")
     with tempfile.TemporaryDirectory() as place:
-        shards = sorted(arguments.tables[0].glob("part-*.parquet"))[: arguments.pandas]
-        num_rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
-        seconds, held = watch([sys.executable, "-c", PANDAS, place, *map(str, shards)])
-        print(f"{'pandas, scikit-learn':24}{num_rows:>12,}{seconds:>9.1f}{num_rows / seconds:>10,.0f}{held:>8,.0f}")
+        if arguments.pandas:
+            shards = shards_of(arguments.tables[0])[: arguments.pandas]
+            num_rows = count_rows(shards)
+            seconds, held = watch([sys.executable, "-c", PANDAS, place, *map(str, shards)])
+            print(f"{'pandas, scikit-learn':24}{num_rows:>12,}{seconds:>9.1f}{num_rows / seconds:>10,.0f}{held:>8,.0f}")
         for number, table in enumerate(arguments.tables):
-            num_rows = sum(pq.read_metadata(shard).num_rows for shard in table.glob("part-*.parquet"))
-            words = [f"data.path={table}", "data.target=late", f"data.cache_dir={place}/{number}"]
-            words += ["data.preparation=stream"]
-            seconds, held = watch([sys.executable, "-c", OURS, *words])
-            again, _ = watch([sys.executable, "-c", OURS, *words])
-            print(
-                f"{'ours':24}{num_rows:>12,}{seconds:>9.1f}{num_rows / seconds:>10,.0f}{held:>8,.0f}{again:>10.1f}",
-                flush=True,
-            )
+            num_rows = count_rows(shards_of(table))
+            print(measure(table, Path(place) / f"{number}", num_rows=num_rows), flush=True)
+            if arguments.csv:
+                file = write_csv(shards_of(table), Path(place) / f"{number}.csv")
+                print(measure(file, Path(place) / f"{number}-csv", num_rows=num_rows), flush=True)
 
 
 if __name__ == "__main__":
