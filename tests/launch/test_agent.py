@@ -164,7 +164,7 @@ def all_started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
             ("fenced", "helped", {}),
             ("killed", "helped", {}),
             ("deaf", "deaf", {"grace_s": 0.5}),
-            ("out_of_time", "deaf", {"end_time": time.time() + 40, "lead_s": 20.0}),
+            ("out_of_time", "deaf", {"end_time": time.time() + 60, "lead_s": 48.0}),  # ended 12 s before
             ("signalled", "signalled", {"stop_signal": "SIGUSR2"}),
             ("helper", "helped", {}),
         ):
@@ -269,7 +269,7 @@ def test_a_killed_agent_leaves_no_launcher_and_no_script(started: Started) -> No
     started.process.kill()
     own = agent(started).plan.rendezvous_id
     # a helper that the script started is the script's own to end; in a job Slurm ends it
-    wait_for(lambda: set(processes_of(own)) <= {helper}, what="launcher, worker and script are gone", seconds=2)
+    wait_for(lambda: set(processes_of(own)) <= {helper}, what="launcher, worker and script are gone")
     assert not is_running(script)
     os.kill(helper, signal.SIGKILL)
     started.end()
@@ -288,7 +288,7 @@ def test_a_script_that_does_not_stop_is_ended_after_the_grace(started: Started) 
 
 @named("out_of_time")
 def test_a_script_that_does_not_stop_is_ended_before_the_walltime(started: Started) -> None:
-    code, _ = started.end()  # Slurm would never requeue a job that meets its limit
+    code, _ = started.end(SECONDS)  # Slurm would never requeue a job that meets its limit
     wait_for(lambda: started.ended_s, what="its end is noted")
     assert code == 1 and started.ended_s < (agent(started).plan.end_time or 0)
     assert (agent(started).outcome.kind, agent(started).outcome.reason) == ("crashed", "walltime")
