@@ -155,7 +155,7 @@ class FastGradients:
         weight = self.loss.weight(step)
         mine = self.take(step)
         is_alone = runtime.num_processes == 1
-        total = None
+        losses = []
         for index, (low, high) in enumerate(cut(len(mine), self.num_micro_steps)):
             runtime.seed_step(derive_seed(self.plan.seed, step, runtime.rank, index))
             is_last = index == self.num_micro_steps - 1
@@ -166,9 +166,8 @@ class FastGradients:
                 loss = loss / weight if not is_broken else loss * torch.nan
                 with pulse if is_last else nullcontext():
                     self.backward(loss if is_alone else loss * runtime.num_processes)  # DDP takes the processes' mean
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None
-        return total
+            losses.append(loss.detach())
+        return sum(losses[1:], start=losses[0])
 
     def global_loss(self, loss: Tensor) -> Tensor:
         """Sum the processes' parts."""

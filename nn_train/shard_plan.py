@@ -13,7 +13,7 @@ from nn_train.run_folder import read_json, write_json
 from nn_train.schema import TableSchema
 from nn_train.settings import Config
 from nn_train.shard_splits import find_cuts
-from nn_train.shards import PartReader, ShardError, Unit, plan_units
+from nn_train.shards import PartReader, ShardError, Unit, plan_units, row_bytes
 from nn_train.survey import SAMPLE_ROWS
 from nn_train.table import rows_named
 from nn_train.table_files import num_bytes
@@ -115,10 +115,9 @@ def _shares(config: Config) -> tuple[float, float, float]:
 
 def _estimate_rows(units: list[Unit], look: pa.Table) -> int:
     """Rows of all units: counted in Parquet's footers, told by the length of a row in other files."""
-    row_bytes = max(1.0, look.nbytes / len(look) * 0.7)
     counted = sum(sum(unit.part_rows) for unit in units if unit.part_rows is not None)
     others = {unit.file_number: unit.file for unit in units if unit.part_rows is None}
-    return counted + int(sum(map(num_bytes, others.values())) / row_bytes)
+    return counted + int(sum(map(num_bytes, others.values())) / row_bytes(look))
 
 
 def _refuse_full_disk(config: Config, folder: Path, schema: TableSchema, num_rows: int) -> None:

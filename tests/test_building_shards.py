@@ -487,6 +487,12 @@ def test_the_first_look_at_a_long_text_file_sees_more_than_its_top(tmp_path: Pat
     assert len(city.levels) > 5
 
 
+def test_a_long_text_file_of_empty_lines_holds_no_rows(tmp_path: Path, small_units: None) -> None:
+    (tmp_path / "table.csv").write_text("a,y\n" + "\n" * 20_000)
+    with pytest.raises(DataError, match="the table holds no rows"):
+        prepare(tmp_path / "table.csv")
+
+
 def test_what_follows_a_damaged_line_of_a_long_text_file_is_left_out_and_counted(
     text_file: Path, small_units: None
 ) -> None:
