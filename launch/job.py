@@ -24,8 +24,7 @@ from nn_train.attempts import Fence, claim
 from nn_train.errors import UserError, error_from_os
 from nn_train.timeline import append_event
 
-# torch._dynamo: DDP and every optimizer import it when they are made
-PRELOAD = ("torch._dynamo", "nn_train.engine")
+PRELOAD = ("nn_train.engine",)
 FAULT_FILE = Path("launch") / "faults"
 LINE_CHARS = 300  # of a log's line that is shown: a dump of an aborted process has lines of thousands
 

@@ -61,7 +61,10 @@ def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 def _run(options: argparse.Namespace) -> int:
     refuse_foreign_code(options.config, options.overrides)
     config = load_config(options.config, options.overrides)
-    from nn_train.lr_range import find_lr  # torch: not for --help and mistakes
+    from nn_train.eager_torch import put_off_compiler  # torch: not for --help and mistakes
+
+    put_off_compiler()
+    from nn_train.lr_range import find_lr
 
     output = None if options.output is None else options.output.expanduser()
     picture = find_lr(config, low=options.low, high=options.high, num_steps=options.steps, output=output)

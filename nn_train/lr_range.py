@@ -97,7 +97,7 @@ def run_range_test(training: Training, *, low: float, high: float, num_steps: in
     """Train from the first weights on, one step for each rate; ends early where the loss explodes."""
     config, runtime = training.config, training.runtime
     optimizer = build_optimizer(training.network, config.optim, device=runtime.device)
-    model, optimizer = runtime.accelerator.prepare(training.network, optimizer)
+    model, optimizer = runtime.wrap(training.network, optimizer)
     gradients = training.gradients(model)
     model.train()
     rates, losses = np.geomspace(low, high, num_steps), []

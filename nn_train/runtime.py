@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -24,6 +26,7 @@ from accelerate.utils import (
     broadcast_object_list,
     gather_object,
 )
+from torch import nn
 
 from nn_train.ending import is_main
 from nn_train.errors import ConfigError, UserError, WorldError, error_from_os
@@ -49,6 +52,14 @@ class Runtime:
 
         # torch.manual_seed would also queue a seed, with a stack trace, for every kind of device that is not here
         self._generator = _default_generator(self.device)
+
+    def wrap(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, AcceleratedOptimizer]:
+        """The two as Accelerate has them train: on the device, in its precision, in DDP where there are processes."""
+        with warnings.catch_warnings():
+            # torch 2.13 renames DDP's broadcast_buffers, which Accelerate knows under that name
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            # told to place them, Accelerate does not import torch's split tensors (0.3 s) to see if it may
+            return self.accelerator.prepare(network, optimizer, device_placement=[True, True])
 
     def seed_step(self, seed: int) -> None:
         """Seed what dropout on this device draws from."""

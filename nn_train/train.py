@@ -85,8 +85,10 @@ def _train(config: Config, *, debug: bool) -> int:
         for key, path in input_paths(config):
             find_files(path, key=key)  # before torch is imported
     gc.disable()  # of what these imports make nothing is garbage, and looking for some takes a fifth of their time
-    import torch._dynamo  # noqa: F401 - that DDP and every optimizer import when they are made
+    from nn_train.eager_torch import put_off_compiler
 
+    if not config.train.compile:
+        put_off_compiler()
     from nn_train.engine import Engine
     from nn_train.runtime import leave_world
 

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,13 +209,9 @@ class Training:
                 check_owner=self.check_owner,
                 tell=self.tell,
             )
-        accelerator = self.runtime.accelerator
         forward: nn.Module = torch.compile(self.network) if self.config.train.compile else self.network  # type: ignore[assignment]
-        with warnings.catch_warnings():
-            # torch 2.13 renames DDP's broadcast_buffers, which Accelerate knows under that name
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-            optimizer = build_optimizer(self.network, self.config.optim, device=self.runtime.device)
-            self.model, self.optimizer = accelerator.prepare(forward, optimizer)
+        optimizer = build_optimizer(self.network, self.config.optim, device=self.runtime.device)
+        self.model, self.optimizer = self.runtime.wrap(forward, optimizer)
         self.average = build_average(self.network, self.optimizer.optimizer, self.config.optim)
         if self._resumed is not None:
             self._restore_optimizer(self._resumed)

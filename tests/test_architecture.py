@@ -26,7 +26,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("own_metrics",),
     ("models", "models.options", "models.numeric", "models.categories", "models.inputs", "models.members", "models.mlp",
      "models.resnet", "models.transformer", "models.tabm", "models.realmlp", "models.custom"),
-    ("baselines", "run_folder", "runtime", "tracking_media", "tracking", "terminal", "environment", "manifest"),
+    ("baselines", "run_folder", "eager_torch", "runtime", "tracking_media", "tracking", "terminal", "environment",
+     "manifest"),
     ("table_files", "table_text", "table", "table_stream", "values", "inference_target", "row_weights", "inference"),
     ("row_hash", "splits", "splitting", "preprocessor", "preprocessing", "packed", "doubts", "building"),
     ("shards", "survey", "shard_splits", "shard_plan", "shard_fit", "building_shards", "shard_helper"),
@@ -140,7 +141,8 @@ def test_the_cache_of_packed_rows_is_keyed_by_all_code_that_makes_them() -> None
     assert len(CODE) == len(found)
 
 
-HEAVY = ("datasets", "jinja2", "matplotlib", "pandas", "scipy", "sklearn", "wandb")
+HEAVY = ("datasets", "jinja2", "matplotlib", "pandas", "scipy", "sklearn", "sympy", "torch._dynamo.eval_frame",
+         "torch.distributed.tensor", "wandb")  # fmt: skip
 FIRST_STEP = """
 import sys
 from nn_train import loop
