@@ -133,19 +133,21 @@ class FastGradients:
         self.backward = runtime.accelerator.backward
         self.any_row = any_row
         self.num_micro_steps = share.num_micro_steps
-        if runtime.num_processes > 1:
+        if isinstance(model, DistributedDataParallel):
             self._settle_buckets()
 
     def _settle_buckets(self) -> None:
-        """One backward that weighs nothing, so that DDP lays its buckets out before the first step.
+        """Two backwards that weigh nothing, so that DDP lays its buckets out before the first step.
 
-        DDP orders its buckets anew after the first backward, and with more than two processes the order of
-        the additions follows from an element's place in its bucket. Without this the first step of a run that
-        goes on would sum in another order than the same step of a run that was not interrupted.
+        DDP sees in the first backward which weights are used, and orders its buckets anew in the second forward. With
+        more than two processes the order of the additions follows from an element's place in its bucket: without this
+        the first step of a run that goes on would sum in another order than the same step of a run that was not
+        interrupted. Under a static graph the first backward must not be within no_sync either, as a step's may be.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        self.runtime.accelerator.backward(0.0 * self.loss.sum(self.any_row))
-        self.model.zero_grad(set_to_none=True)
+        for _ in range(2):
+            self.runtime.accelerator.backward(0.0 * self.loss.sum(self.any_row))
+            self.model.zero_grad(set_to_none=True)
         for buffer, before in buffers:
             buffer.copy_(before)
 

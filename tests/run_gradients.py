@@ -63,12 +63,13 @@ def flat(network: nn.Module) -> Tensor:
     )
 
 
-def compare(words: list[str], runtime: Any) -> dict[str, Any]:
+def compare(words: list[str]) -> dict[str, Any]:
     """The largest difference of gradient and loss, relative to the largest entry, over an epoch with a ragged end.
 
     Beside it the steps without any gradient, and a sum of all gradients' bits.
     """
     config = load_config(None, words)
+    runtime = start_runtime(config.train)  # DDP's options follow from the mode
     training = Training(config, prepare_data(config), runtime, record=lambda record: None, check_owner=lambda: None,
                         tell=lambda event, **values: None)  # fmt: skip
     network = training.network.double()
@@ -104,9 +105,9 @@ if __name__ == "__main__":
     found = {}
     for name, words in cases.items():
         for micro in MICRO if name in TASKS else MICRO[2:3]:
-            found[f"{name}, micro {micro}"] = compare([*words, f"train.micro_batch_size={micro}"], runtime)
+            found[f"{name}, micro {micro}"] = compare([*words, f"train.micro_batch_size={micro}"])
         if runtime.num_processes != 3:  # exact mode is for powers of two
-            found[f"{name}, exact"] = compare([*words, "train.gradient_reduction=exact"], runtime)
+            found[f"{name}, exact"] = compare([*words, "train.gradient_reduction=exact"])
     if runtime.is_main:
         with open(sys.argv[1], "w", encoding="utf-8") as file:
             json.dump(found, file)
