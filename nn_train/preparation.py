@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # what a packed folder holds depends on these files of the project: where one changes, old folders are not found
-CODE = ("table_files", "table_text", "table", "table_stream", "values", "inference_target", "row_weights", "inference",
-        "row_hash", "splits", "splitting", "preprocessor", "preprocessing", "packed", "doubts", "building", "shards",
-        "survey", "shard_splits", "shard_plan", "shard_fit", "building_shards", "preparation")  # fmt: skip
+CODE = ("table_files", "table_text", "text_spans", "table", "table_stream", "values", "inference_target", "row_weights",
+        "inference", "row_hash", "splits", "splitting", "preprocessor", "preprocessing", "packed", "doubts", "building",
+        "shards", "survey", "shard_splits", "shard_plan", "shard_fit", "building_shards", "preparation")  # fmt: skip
 LIBRARIES = ("scikit-learn", "numpy", "pandas", "pyarrow")  # and on these
 MOST_WHOLE_CELLS = 50_000_000  # values of a table up to which it is prepared as a whole
 LEAST_STREAM_BYTES = 20 << 20  # of its files

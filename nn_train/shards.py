@@ -26,7 +26,9 @@ from nn_train.table_files import (
     refuse_duplicates,
     refuse_other_columns,
 )
-from nn_train.table_stream import read_pieces
+from nn_train.table_stream import read_pieces, read_span
+from nn_train.table_text import Span
+from nn_train.text_spans import find_spans
 
 UNIT_ROWS = 1 << 19  # a unit of a Parquet file has so many rows or a few more, one of a text file has as many
 PIECE_ROWS = 1 << 16  # that are in memory at a time; UNIT_ROWS are a whole number of pieces
@@ -39,8 +41,8 @@ class Unit:
     """Rows that one process reads together.
 
     `part_rows` are the rows of each row group of a Parquet file from `first_part` on. It is None for another format,
-    whose rows are not counted before they are read: they are those from `first_row` on, `most_rows` of them, or all
-    that are left. `split` is that of a table of its own (split.method=files).
+    whose rows are those from `first_row` on, `most_rows` of them, or all that are left; `span` is their place in a
+    text file, where that is known. `split` is that of a table of its own (split.method=files).
     """
 
     number: int
@@ -51,6 +53,7 @@ class Unit:
     first_row: int = 0  # in its file
     part_rows: tuple[int, ...] | None = None
     most_rows: int | None = None
+    span: Span | None = None
 
     @property
     def parts(self) -> list[int]:
@@ -68,8 +71,13 @@ class Unit:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Unit":
         """Rebuild what `to_json` wrote."""
-        rows = values["part_rows"]
-        return cls(**values | {"file": Path(values["file"]), "part_rows": None if rows is None else tuple(rows)})
+        rows, span = values["part_rows"], values["span"]
+        own: dict[str, Any] = {
+            "file": Path(values["file"]),
+            "part_rows": None if rows is None else tuple(rows),
+            "span": None if span is None else Span(*span),
+        }
+        return cls(**values | own)
 
 
 def plan_units(config: Config) -> list[Unit]:
@@ -96,7 +104,7 @@ def plan_units(config: Config) -> list[Unit]:
                 refuse_other_columns(schema, first, file)
                 units += _row_groups(metadata, whole)
             elif kind in TEXT_FORMATS:
-                units += _stretches(whole, config.data)
+                units += _stretches(whole, config.data, kind)
             else:
                 units.append(whole)
             file_number += 1
@@ -127,13 +135,24 @@ def _row_groups(metadata: Any, whole: Unit) -> Iterator[Unit]:
             number, start, first_row = number + 1, group + 1, first_row + sum(rows)
 
 
-def _stretches(whole: Unit, data: DataConfig) -> Iterator[Unit]:
-    """A text file in stretches of rows, as many as its length lets expect; the last one has what is left."""
+def _stretches(whole: Unit, data: DataConfig, kind: str) -> Iterator[Unit]:
+    """A text file in stretches of rows, each with its span where those can be told.
+
+    Where they cannot they are as many as the file's length lets expect, and the last one has what is left.
+    """
     size, number = num_bytes(whole.file), 1
+    spans: list[Span] = []
     if size > UNIT_BYTES:
         with suppress(DataError):  # it is met again, and said, where the rows are read
-            head = next(read_pieces([whole.file], data, num_rows=PIECE_ROWS))
-            number = max(1, round(size / row_bytes(head) / UNIT_ROWS))
+            spans = find_spans(whole.file, data, kind, num_rows=UNIT_ROWS)
+            if not spans:
+                head = next(read_pieces([whole.file], data, num_rows=PIECE_ROWS))
+                number = max(1, round(size / row_bytes(head) / UNIT_ROWS))
+    if spans:
+        for place, span in enumerate(spans):
+            own = {"first_row": span.first_row, "most_rows": span.num_rows, "span": span}
+            yield dataclasses.replace(whole, number=whole.number + place, **own)
+        return
     for place in range(number):
         yield dataclasses.replace(
             whole,
@@ -153,9 +172,10 @@ class ShardError(DataError):
 
 
 class PartReader:
-    """Reads the parts of units. Those of one text file cost one pass over it where they are asked for in their order.
+    """Reads the parts of units.
 
-    What comes after a damaged place of such a file cannot be read: it is the error that was met there.
+    Stretches of a text file that have no span cost one pass over it where they are asked for in their order. What comes
+    after a damaged place of such a file cannot be read: it is the error that was met there.
     """
 
     def __init__(self, data: DataConfig):
@@ -174,7 +194,7 @@ class PartReader:
             if unit.part_rows is not None:
                 yield from _read_group(unit, part, columns)
                 return
-            for piece in self._read_stretch(unit):
+            for piece in self._read_stretch(unit) if unit.span is None else self._read_span(unit.file, unit.span):
                 yield piece if columns is None else piece.select(columns)
         except DataError as error:
             fix = f"{error.fix}; or data.bad_shards=skip leaves such parts of a table out"
@@ -190,6 +210,19 @@ class PartReader:
                 return
             if row >= unit.first_row:
                 yield piece
+
+    def _read_span(self, file: Path, span: Span) -> Iterator[pa.Table]:
+        num_rows = 0
+        for piece in read_span(file, self.data, span, num_rows=PIECE_ROWS):
+            pulse.beat()
+            num_rows += len(piece)
+            yield piece
+        if num_rows != span.num_rows:
+            raise DataError(
+                f"there are {num_rows:,} rows where {span.num_rows:,} were counted from row {span.first_row + 1:,} on",
+                where=str(file),
+                fix="do not write to the file while it is read, or data.preparation=whole",
+            )
 
     def _next_piece(self) -> pa.Table | None:
         pulse.beat()

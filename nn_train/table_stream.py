@@ -25,7 +25,7 @@ from nn_train.table_files import (
     refuse_damage,
     refuse_duplicates,
 )
-from nn_train.table_text import stream_text
+from nn_train.table_text import Span, stream_text
 
 T = TypeVar("T")
 JSON_BLOCK_BYTES = 1 << 23
@@ -47,6 +47,16 @@ def read_pieces(files: Sequence[Path], data: DataConfig, *, num_rows: int) -> It
                 left = None if left is None else left - len(piece)
                 if left is not None and left <= 0:
                     return
+
+
+def read_span(file: Path, data: DataConfig, span: Span, *, num_rows: int) -> Iterator[pa.Table]:
+    """The rows of a span of a text file, in such pieces.
+
+    Raises:
+        DataError: naming the line that cannot be read.
+    """
+    with readable(file):
+        yield from _of_size(stream_text(file, data, file_format(file, data), span=span), num_rows)
 
 
 def ahead(items: Iterable[T], *, depth: int = 2) -> Generator[T, None, None]:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -49,6 +49,15 @@ class Header:
     has_rows: bool
 
 
+class Span(NamedTuple):
+    """Some rows of a text file: its bytes from `start` to `stop`, its rows from `first_row` on."""
+
+    start: int
+    stop: int
+    first_row: int
+    num_rows: int
+
+
 def read_text(file: Path, data: DataConfig, kind: str) -> pa.Table:
     """Read a CSV or TSV file, every column as text.
 
@@ -65,34 +74,43 @@ def read_text(file: Path, data: DataConfig, kind: str) -> pa.Table:
     return table
 
 
-def stream_text(file: Path, data: DataConfig, kind: str) -> Iterator[pa.Table]:
-    """The same piece by piece."""
+def stream_text(file: Path, data: DataConfig, kind: str, *, span: Span | None = None) -> Iterator[pa.Table]:
+    """The same piece by piece; of a span its rows alone are read."""
     header = read_header(file, data, kind)
     last = pa.schema(dict.fromkeys(header.names, pa.string())).empty_table()
     yield last
     if not header.has_rows:
         return
-    first_row = 0
+    first_row, options = 0, text_options(header, data)
+    if span is not None:
+        first_row, options["read_options"].skip_rows = span.first_row, 0
     with (
-        named_mistakes(file, data, header),
-        open_file(file) as stream,
-        pa_csv.open_csv(stream, **text_options(header, data)) as reader,
+        named_mistakes(file, data, header, span),
+        open_file(file) if span is None else _open_span(file, span) as stream,
+        pa_csv.open_csv(stream, **options) as reader,
     ):
         for batch in reader:
             last = pa.Table.from_batches([batch])
             refuse_zero_bytes(last, file, data, header, first_row=first_row)
             first_row += len(last)
             yield last
-    refuse_open_quote(last, file, data, header)
+    if span is None:  # one was cut out of a file all of whose quotes are closed
+        refuse_open_quote(last, file, data, header)
 
 
 @contextmanager
-def named_mistakes(file: Path, data: DataConfig, header: Header) -> Iterator[None]:
+def _open_span(file: Path, span: Span) -> Iterator[pa.NativeFile]:
+    with pa.OSFile(str(file)) as whole, whole.get_stream(span.start, span.stop - span.start) as stream:
+        yield stream
+
+
+@contextmanager
+def named_mistakes(file: Path, data: DataConfig, header: Header, span: Span | None = None) -> Iterator[None]:
     """Turn what Arrow says of a text table into an error that names the line."""
     try:
         yield
     except (pa.ArrowInvalid, UnicodeError) as error:
-        _explain(file, data, header)
+        _explain(file, data, header, span)
         raise DataError(
             f"the table cannot be read: {reason(error)}",
             where=str(file),
@@ -113,7 +131,7 @@ def text_options(header: Header, data: DataConfig) -> dict[str, Any]:
         "convert_options": pa_csv.ConvertOptions(column_types=columns, strings_can_be_null=False, check_utf8=True),
         "parse_options": pa_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True),
         "read_options": pa_csv.ReadOptions(
-            encoding="utf8" if _codec(data) == "utf-8-sig" else data.encoding,
+            encoding="utf8" if codec_of(data) == "utf-8-sig" else data.encoding,
             column_names=header.names,
             skip_rows=header.num_lines,
             block_size=BLOCK_BYTES,
@@ -121,7 +139,7 @@ def text_options(header: Header, data: DataConfig) -> dict[str, Any]:
     }
 
 
-def _codec(data: DataConfig) -> str:
+def codec_of(data: DataConfig) -> str:
     """Python's name of the encoding; of UTF-8 the one that skips a byte-order mark."""
     try:
         "".encode(data.encoding)
@@ -136,9 +154,9 @@ def _codec(data: DataConfig) -> str:
 
 
 @contextmanager
-def _open_text(file: Path, data: DataConfig) -> Iterator[io.TextIOWrapper]:
+def _open_text(file: Path, data: DataConfig, *, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
     with open_file(file) as stream:
-        text = io.TextIOWrapper(stream, encoding=_codec(data), newline="")
+        text = io.TextIOWrapper(stream, encoding=codec_of(data), errors=errors, newline="")
         try:
             yield text
         finally:
@@ -203,7 +221,7 @@ def _refuse_other_format(head: bytes, file: Path, data: DataConfig) -> None:
     for magic, (what, fix) in OTHER_FORMATS.items():
         if head.startswith(magic):
             raise DataError(f"this is {what}, not a text table", where=str(file), fix=fix)
-    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and _codec(data) == "utf-8-sig":
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and codec_of(data) == "utf-8-sig":
         raise DataError("the file starts as UTF-16 does, and not UTF-8", where=str(file), fix="data.encoding=utf-16")
 
 
@@ -233,7 +251,7 @@ def refuse_zero_bytes(table: pa.Table, file: Path, data: DataConfig, header: Hea
 
 def _records(file: Path, data: DataConfig, delimiter: str, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """The fields of each record, with the number of its first line; empty lines are left out."""
-    with _open_text(file, data) as text:
+    with _open_text(file, data, errors="replace") as text:  # bytes that are no text are looked for elsewhere
         reader = _reader(text, delimiter, strict=strict)
         line = 1
         try:
@@ -256,12 +274,16 @@ def line_of_row(file: Path, data: DataConfig, header: Header, row: int) -> int:
     return next(itertools.islice(lines, row, None))
 
 
-def _explain(file: Path, data: DataConfig, header: Header) -> None:
+def _explain(file: Path, data: DataConfig, header: Header, span: Span | None = None) -> None:
     """Find the first line that cannot be decoded or has too many or too few fields, or one too long, and name it."""
-    _refuse_bytes(file, data)
+    _refuse_bytes(file, data, span)
     longest = (0, 0)
-    for line, fields in _records(file, data, header.delimiter, strict=True):
-        if line > header.num_lines and len(fields) != len(header.names):
+    records = _records(file, data, header.delimiter, strict=True)
+    rows: Iterator[tuple[int, list[str]]] = (record for record in records if record[0] > header.num_lines)
+    if span is not None:
+        rows = itertools.islice(rows, span.first_row, span.first_row + span.num_rows)
+    for line, fields in rows:
+        if len(fields) != len(header.names):
             raise DataError(
                 f"line {line} has {len(fields)} fields, and the header {len(header.names)}: "
                 f"'{short(header.delimiter.join(fields))}'",
@@ -278,14 +300,17 @@ def _explain(file: Path, data: DataConfig, header: Header) -> None:
         )
 
 
-def _refuse_bytes(file: Path, data: DataConfig) -> None:
-    codec = _codec(data)
+def _refuse_bytes(file: Path, data: DataConfig, span: Span | None = None) -> None:
+    codec = codec_of(data)
     line = 1
     decoder = codecs.getincrementaldecoder(codec)()
+    left, num_bytes = (0, sys.maxsize) if span is None else (span.start, span.stop - span.start)
     try:
         with open_file(file) as stream:
-            while block := stream.read(BLOCK_BYTES):
-                line += decoder.decode(block).count("\n")
+            while left and (block := stream.read(min(BLOCK_BYTES, left))):
+                line, left = line + block.count(b"\n"), left - len(block)
+            while block := stream.read(min(BLOCK_BYTES, num_bytes)):
+                line, num_bytes = line + decoder.decode(block).count("\n"), num_bytes - len(block)
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         content = error.object
