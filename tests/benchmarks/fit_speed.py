@@ -1,7 +1,7 @@
 """How long is a whole fit, beside other libraries that train the same network? A table, all taken in one run.
 
     pip install -e '.[bench]'
-    python tests/benchmarks/fit_speed.py [--epochs 5] [--batch 256] [--repeat 1] [--fused] [-- section.key=value ...]
+    python tests/benchmarks/fit_speed.py [--epochs 2] [--batch 1024] [--repeat 8] [--fused] [-- section.key=value ...]
 
 A fit starts at the packed train rows of telco (--repeat N: each of them N times) and ends at trained weights: read the
 rows, build the network and the optimizer, make all steps. Fits are taken in turns; the median of the turns counts.
@@ -65,6 +65,7 @@ from nn_train.training import Training, build_network, resolve_config
 
 CPU = torch.device("cpu")
 SETTINGS = [
+    "model.width=64",
     "tracking.mode=disabled",
     "model.name=mlp",
     "model.embedding=none",
@@ -387,9 +388,9 @@ def print_table(job: Job, found: dict[str, list[Turn]]) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--repeat", type=int, default=8)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--fused", action="store_true")
     parser.add_argument("--only", nargs="*", choices=FITS, default=list(FITS))

@@ -4,7 +4,8 @@
 
 Runs are started by torchrun in turns, at a global batch of 8192 unless a setting says otherwise. Rows per second are
 those of the second half of a run's steps, by the clock of metrics.jsonl; phases are those of train.profile in a run of
-its own.
+its own. Two runs of one process each at the same time, which never meet, show what this machine's cores, caches and
+memory give to two: no two that train together can be faster.
 `mapped` sums, over the processes, the share of the packed files that each has in memory: `Rss` counts a page once for
 every process that has it, `Pss` divides it among them. One copy for all is a Pss that does not grow with processes.
 """
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -39,7 +41,8 @@ leave(0)
 def start(num_processes: int, place: Path, words: list[str]) -> subprocess.Popen[bytes]:
     """Start so many processes on the CPU, of one thread each, that prepare and train; their errors are in a pipe."""
     script = place / "train.py"
-    script.write_text(TRAIN)
+    if not script.exists():
+        script.write_text(TRAIN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
@@ -90,12 +93,17 @@ def main() -> None:
     words += ["checkpoint.every_time=no", "train.eval_every=1000000"]
     words += [f"train.max_steps={arguments.steps}", "tracking.log_every_steps=5", *arguments.words]
     found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    apart: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         words.append(f"data.cache_dir={place}/cache")
         for turn in range(arguments.turns):
             for number in found:
                 found[number].append(train(number, place / f"{number}-{turn}", words, steps=arguments.steps))
+            with ThreadPoolExecutor(2) as pool:
+                own = [place / f"apart-{turn}-{number}" for number in range(2)]
+                both = pool.map(lambda folder: train(1, folder, words, steps=arguments.steps), own)
+                apart.append(sum(one["rows"] for one in both))
         train(2, place / "profiled", [*words, "train.profile=true"], steps=arguments.steps)
         shares = json.loads((place / "profiled" / "profile.json").read_text())["shares"]
     print(f"{arguments.steps} steps, median of {arguments.turns} turns")
@@ -105,7 +113,9 @@ def main() -> None:
         values = " ".join(f"{turn['rows']:,.0f}" for turn in turns)
         print(f"{number} processes {speed[number]:>12,.0f} rows/s   {values}")
         print(f"{'':11} packed rows in memory: Rss {rss:,.0f} MB, Pss {pss:,.0f} MB")
-    print(f"ratio {speed[2] / speed[1]:.2f}")
+    alone = statistics.median(apart)
+    print(f"2 that never meet {alone:>5,.0f} rows/s   {' '.join(f'{value:,.0f}' for value in apart)}")
+    print(f"ratio {speed[2] / speed[1]:.2f}; of two that never meet {alone / speed[1]:.2f}")
     print("of a step of two: " + ", ".join(f"{phase} {100 * share:.1f} %" for phase, share in shares.items()))
 
 
