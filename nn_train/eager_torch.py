@@ -5,7 +5,6 @@ takes a process as long as `import torch`. A module in its place answers those c
 any other wish.
 """
 
-import importlib
 import sys
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -24,25 +23,32 @@ class CompilerPutOff(ModuleType):
         self._told: list[Callable[..., Any]] = []
         self._answers = {
             "disable": self._leave_alone,
-            "graph_break": lambda: None,
+            "graph_break": lambda msg="": None,
             "utils": SimpleNamespace(get_optimize_ddp_mode=lambda: "ddp_optimizer"),  # the compiler's default
             "trace_rules": SimpleNamespace(clear_lru_cache=lambda: None),
         }
         self.__dict__.update(self._answers)
 
-    def _leave_alone(self, fn: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
+    def _leave_alone(self, fn: Any = None, recursive: bool = True, *, wrapping: bool = True, **options: Any) -> Any:
+        if wrapping or options:  # no call of torch's own functions, which keep the answer until it is taken back
+            return self._give_way().disable(fn, recursive, wrapping=wrapping, **options)
         self._told.append(fn)
-        return fn  # torch keeps it with the function, as what it calls from then on
+        return fn
 
     def __getattr__(self, name: str) -> Any:
         """What the compiler itself says, which is imported now."""
+        return getattr(self._give_way(), name)
+
+    def _give_way(self) -> Any:
         if sys.modules.get(NAME) is self:
             del sys.modules[NAME], torch._dynamo
             for answer in self._answers:
                 delattr(self, answer)
             for fn in self._told:
-                fn.__dict__.pop("__dynamo_disable")
-        return getattr(importlib.import_module(NAME), name)
+                fn.__dict__.pop("__dynamo_disable", None)
+        import torch._dynamo as compiler
+
+        return compiler
 
 
 def put_off_compiler() -> None:

@@ -143,7 +143,7 @@ def _stretches(whole: Unit, data: DataConfig, kind: str) -> Iterator[Unit]:
     size, number = num_bytes(whole.file), 1
     spans: list[Span] = []
     if size > UNIT_BYTES:
-        with suppress(DataError):  # it is met again, and said, where the rows are read
+        with suppress(DataError), readable(whole.file):  # it is met again, and said, where the rows are read
             spans = find_spans(whole.file, data, kind, num_rows=UNIT_ROWS)
             if not spans:
                 head = next(read_pieces([whole.file], data, num_rows=PIECE_ROWS))

@@ -66,6 +66,16 @@ def test_the_compiler_is_there_once_something_is_compiled() -> None:
     assert weights == run(TRAIN, 'print(steps("AdamW"))').strip()
 
 
+def test_a_function_of_somebody_elses_is_kept_from_the_compiler() -> None:
+    code = """
+@torch.compiler.disable()
+def own(x):
+    return x
+assert own._torchdynamo_disable and own(1) == 1 and "torch._dynamo.eval_frame" in sys.modules
+"""
+    run("import sys, torch", WITHOUT, code)
+
+
 def test_nothing_is_put_off_that_is_there_already() -> None:
     code = "import torch._dynamo, sys; there = torch._dynamo\n" + WITHOUT
     run(code + "assert torch._dynamo is there is sys.modules['torch._dynamo']")

@@ -102,7 +102,7 @@ def test_rows_of_rare_classes_train_where_that_is_asked_for() -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_each_class_can_be_learned_whatever_is_drawn(seed: int, sizes: list[int], test: float) -> None:
-    target = np.repeat([f"c{index}" for index in range(len(sizes) + 1)], [*sizes, 12])
+    target = np.repeat([f"c{index}" for index in range(len(sizes) + 1)], [*sizes, 40])
     splits = split(target, keeps_rare=True, seed=seed, test=test, val=0.3)
     assert set(target[splits.train]) == set(target)
     assert sorted(np.concatenate([splits.train, splits.val, splits.test]).tolist()) == list(range(len(target)))
