@@ -34,19 +34,23 @@ class Options:
 
     def words(self) -> list[str]:
         """The options as words that `read_options` reads back; those with their default are left out."""
-        flags = {"accelerate_options": "--accelerate", "lead_s": "--lead", "grace_s": "--grace"}
         words: list[str] = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value == field.default:
                 continue
-            flag = flags.get(field.name, f"--{field.name.replace('_', '-')}")
+            flag = _flag(field.name)
             if isinstance(value, tuple):
                 value = shlex.join(value)
             if isinstance(value, float):
                 value = f"{value:.6f}".rstrip("0").rstrip(".")
             words.append(f"--no-{field.name}" if value is False else flag if value is True else f"{flag}={value}")
         return words
+
+
+def _flag(name: str) -> str:
+    flags = {"accelerate_options": "--accelerate", "lead_s": "--lead", "grace_s": "--grace"}
+    return flags.get(name, f"--{name.replace('_', '-')}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,8 +119,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def options_from(parsed: argparse.Namespace) -> Options:
-    """The shared options of a parsed command line."""
-    return Options(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(Options)})
+    """The shared options of a parsed command line. Raises ConfigError where the value of one is `--`."""
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(Options)}
+    for name, value in values.items():
+        if value in ([], "--"):  # argparse before Python 3.13 takes such a value away, and leaves a list
+            raise ConfigError(f"{_flag(name)}=-- is no value", fix="write -- by itself, in front of the script's words")
+    return Options(**values)
 
 
 def read_options(words: Sequence[str], *, task: str | None = None) -> tuple[Options, Target]:

@@ -14,7 +14,8 @@ from launch.target import Target, check_folder, resolve_target
 from nn_train.errors import ConfigError, UserError
 from tests.conftest import ROOT
 
-names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
+characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+names = st.text(characters, min_size=1, max_size=12).filter(lambda name: name != "--")
 seconds = st.integers(0, 10**8).map(float) | st.integers(0, 10**8).map(lambda value: value / 1000)
 counts = st.none() | st.integers(1, 10**6)
 
@@ -88,6 +89,12 @@ def test_a_wrong_option_is_one_message_with_the_mend(words: list[str], message: 
         read(words)
     assert message in caught.value.what
     assert caught.value.fix == "python -m launch run --help shows the options"
+
+
+@pytest.mark.parametrize("flag", ["--script", "--run-dir", "--network-interface"])
+def test_a_dash_pair_is_no_value(flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"{flag}=-- is no value"):
+        read([f"{flag}=--"])
 
 
 def test_a_parser_without_a_script_gives_no_hint_of_words() -> None:
