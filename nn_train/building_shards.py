@@ -63,7 +63,7 @@ def build_units(config: Config, folder: Path, *, content: str) -> None:
     """All that follows the first look."""
     plan = Plan.load(folder)
     numbers = range(len(plan.units))
-    in_order = any(unit.first_row and unit.part_rows is None and unit.span is None for unit in plan.units)
+    in_order = any(unit.most_rows is not None for unit in plan.units)  # stretches without a span are read forward
     share_out(folder, "survey", numbers, _Surveyor(config, folder, plan).survey, in_order=in_order)
     share_out(folder, "fit", [0], lambda _: fit_shards(config, folder, plan, content=content))
     encoder = _Encoder(config, folder, plan, Fitted.load(folder))

@@ -115,9 +115,8 @@ def _shares(config: Config) -> tuple[float, float, float]:
 
 def _estimate_rows(units: list[Unit], look: pa.Table) -> int:
     """Rows of all units: counted in Parquet's footers and in spans, told by the length of a row in other files."""
-    counted = sum(sum(unit.part_rows) for unit in units if unit.part_rows is not None)
-    counted += sum(unit.span.num_rows for unit in units if unit.span is not None)
-    others = {unit.file_number: unit.file for unit in units if unit.part_rows is None and unit.span is None}
+    counted = sum(unit.num_rows or 0 for unit in units)
+    others = {unit.file_number: unit.file for unit in units if unit.num_rows is None}
     return counted + int(sum(map(num_bytes, others.values())) / row_bytes(look))
 
 

@@ -41,8 +41,8 @@ class Unit:
     """Rows that one process reads together.
 
     `part_rows` are the rows of each row group of a Parquet file from `first_part` on. It is None for another format,
-    whose rows are those from `first_row` on, `most_rows` of them, or all that are left; `span` is their place in a
-    text file, where that is known. `split` is that of a table of its own (split.method=files).
+    whose rows are those of `span`, where their place in a text file is known, or else those from `first_row` on,
+    `most_rows` of them or all that are left. `split` is that of a table of its own (split.method=files).
     """
 
     number: int
@@ -54,6 +54,13 @@ class Unit:
     part_rows: tuple[int, ...] | None = None
     most_rows: int | None = None
     span: Span | None = None
+
+    @property
+    def num_rows(self) -> int | None:
+        """The rows, where they are counted before they are read."""
+        if self.span is not None:
+            return self.span.num_rows
+        return None if self.part_rows is None else sum(self.part_rows)
 
     @property
     def parts(self) -> list[int]:
@@ -148,12 +155,9 @@ def _stretches(whole: Unit, data: DataConfig, kind: str) -> Iterator[Unit]:
             if not spans:
                 head = next(read_pieces([whole.file], data, num_rows=PIECE_ROWS))
                 number = max(1, round(size / row_bytes(head) / UNIT_ROWS))
-    if spans:
-        for place, span in enumerate(spans):
-            own = {"first_row": span.first_row, "most_rows": span.num_rows, "span": span}
-            yield dataclasses.replace(whole, number=whole.number + place, **own)
-        return
-    for place in range(number):
+    for place, span in enumerate(spans):
+        yield dataclasses.replace(whole, number=whole.number + place, first_row=span.first_row, span=span)
+    for place in range(0 if spans else number):
         yield dataclasses.replace(
             whole,
             number=whole.number + place,
