@@ -34,12 +34,13 @@ class Options:
 
     def words(self) -> list[str]:
         """The options as words that `read_options` reads back; those with their default are left out."""
+        flags = {"accelerate_options": "--accelerate", "lead_s": "--lead", "grace_s": "--grace"}
         words: list[str] = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value == field.default:
                 continue
-            flag = _flag(field.name)
+            flag = flags.get(field.name, f"--{field.name.replace('_', '-')}")
             if isinstance(value, tuple):
                 value = shlex.join(value)
             if isinstance(value, float):
@@ -48,13 +49,15 @@ class Options:
         return words
 
 
-def _flag(name: str) -> str:
-    flags = {"accelerate_options": "--accelerate", "lead_s": "--lead", "grace_s": "--grace"}
-    return flags.get(name, f"--{name.replace('_', '-')}")
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser whose mistakes are this project's errors: one message, the mend, exit code 2."""
+
+    def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        """Read the words. The value of an option may not be `--`, which argparse before Python 3.13 takes away."""
+        for word in args:
+            if word.startswith("--") and word.endswith("=--"):
+                self.error(f"{word} is no value")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError."""
@@ -119,12 +122,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def options_from(parsed: argparse.Namespace) -> Options:
-    """The shared options of a parsed command line. Raises ConfigError where the value of one is `--`."""
-    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(Options)}
-    for name, value in values.items():
-        if value in ([], "--"):  # argparse before Python 3.13 takes such a value away, and leaves a list
-            raise ConfigError(f"{_flag(name)}=-- is no value", fix="write -- by itself, in front of the script's words")
-    return Options(**values)
+    """The shared options of a parsed command line."""
+    return Options(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(Options)})
 
 
 def read_options(words: Sequence[str], *, task: str | None = None) -> tuple[Options, Target]:
