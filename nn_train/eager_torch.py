@@ -36,7 +36,13 @@ class CompilerPutOff(ModuleType):
         return fn
 
     def __getattr__(self, name: str) -> Any:
-        """What the compiler itself says, which is imported now."""
+        """What the compiler itself says, which is imported now.
+
+        Not for what a look at all modules asks, as `inspect` does for a module's file: it may come while torch imports
+        what the compiler needs. A package's path is asked for its submodules alone.
+        """
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
         return getattr(self._give_way(), name)
 
     def _give_way(self) -> Any:

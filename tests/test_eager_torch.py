@@ -76,6 +76,15 @@ assert own._torchdynamo_disable and own(1) == 1 and "torch._dynamo.eval_frame" i
     run("import sys, torch", WITHOUT, code)
 
 
+def test_a_look_at_all_modules_while_torch_imports_what_the_compiler_needs_wakes_no_compiler() -> None:
+    code = """
+import torch.distributed.tensor, inspect
+inspect.getmodule(object, "of no file")
+assert "torch._dynamo.eval_frame" not in sys.modules
+"""
+    run("import sys, torch", WITHOUT, code)
+
+
 def test_nothing_is_put_off_that_is_there_already() -> None:
     code = "import torch._dynamo, sys; there = torch._dynamo\n" + WITHOUT
     run(code + "assert torch._dynamo is there is sys.modules['torch._dynamo']")
