@@ -139,10 +139,11 @@ class FastGradients:
     def _settle_buckets(self) -> None:
         """Two backwards that weigh nothing, so that DDP lays its buckets out before the first step.
 
-        DDP sees in the first backward which weights are used, and orders its buckets anew in the second forward. With
-        more than two processes the order of the additions follows from an element's place in its bucket: without this
-        the first step of a run that goes on would sum in another order than the same step of a run that was not
-        interrupted. Under a static graph the first backward must not be within no_sync either, as a step's may be.
+        DDP sees in the first backward which weights are used, in the second in which order their gradients come, and
+        orders its buckets by that in the forward that follows. With more than two processes the order of the additions
+        follows from an element's place in its bucket: without this the first step of a run that goes on would sum in
+        another order than the same step of a run that was not interrupted. Under a static graph the first backward
+        must not be within no_sync either, as a step's may be.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         for _ in range(2):

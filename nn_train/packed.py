@@ -58,8 +58,8 @@ class Batch:
 class PackedRows:
     """The rows of a split, taken by position; batches of them are on `device`.
 
-    The columns lie on the device, with int64 codes, or are mapped from the files, with int32 codes. `placement` says
-    which, and whether the mapped files are expected to stay in memory.
+    The columns lie on the device, or are mapped from the files. `placement` says which, and whether the mapped files
+    are expected to stay in memory. Codes are int32 as in the files; in a copy on a CPU, which is small, int64.
     """
 
     x_num: Tensor
@@ -74,8 +74,8 @@ class PackedRows:
 
     def gather(self, positions: Tensor) -> Batch:
         """Rows by position, (B,) int64 on any device, where the columns lie and with codes as they are there."""
-        positions = positions.to(self.y.device, non_blocking=True)
-        return _each(self, lambda column: column.index_select(0, positions))
+        places = _sent(positions, self.y.device)
+        return _each(self, lambda column: column.index_select(0, places))
 
     def take(self, positions: Tensor) -> Batch:
         """Rows by position, on the device."""
@@ -92,11 +92,18 @@ def _each(rows: Batch | PackedRows, change: Callable[[Tensor], Tensor]) -> Batch
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device, with int64 codes; to a GPU by a copy that the host does not wait for."""
-    if batch.y.device != device:
-        is_cuda = device.type == "cuda"
-        batch = batch.each(lambda column: (column.pin_memory() if is_cuda else column).to(device, non_blocking=is_cuda))
+    """The batch on the device, with int64 codes."""
+    batch = batch.each(lambda column: _sent(column, device))
     return dataclasses.replace(batch, x_cat=batch.x_cat.long())
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; to a GPU by a copy that the host does not wait for, which needs pinned memory."""
+    if tensor.device.type == device.type:  # a device without a number, as Accelerate names a single one, equals none
+        return tensor
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
@@ -207,16 +214,18 @@ def load_rows(folder: Path, split: Split, *, device: torch.device = CPU, placeme
     Raises:
         DataError: the files are not as they were written.
     """
-    is_mapped = placement != "device"
+    is_copied = placement == "device"
+    is_on_cpu = device.type == "cpu"
 
     def read(column: str) -> Tensor:
-        tensor = torch.from_numpy(_open(rows_file(folder, split, column), is_mapped=is_mapped))
-        return tensor if is_mapped else tensor.to(device)
+        # what goes to a GPU is mapped too: the processes of a node read one copy in memory
+        values = _open(rows_file(folder, split, column), is_mapped=not (is_copied and is_on_cpu))
+        return torch.from_numpy(values).to(device) if is_copied else torch.from_numpy(values)
 
     x_cat = read("x_cat")
     return PackedRows(
         x_num=read("x_num"),
-        x_cat=x_cat if is_mapped else x_cat.long(),
+        x_cat=x_cat.long() if is_copied and is_on_cpu else x_cat,
         y=read("y"),
         weight=read("weight") if rows_file(folder, split, "weight").exists() else None,
         device=device,
