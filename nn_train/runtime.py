@@ -112,7 +112,9 @@ class Runtime:
         """`values` of all processes, one after another along the first axis, on every process."""
         if self.num_processes == 1:
             return values
-        with pulse:
+        with pulse, warnings.catch_warnings():
+            # torch 2.13 renames what Accelerate gathers with on GPUs
+            warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
             return self.accelerator.gather(values)  # type: ignore[return-value]
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
