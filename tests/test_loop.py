@@ -14,14 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nn_train.batch_plan import BatchPlan
 from nn_train.checkpoint import list_checkpoints
 from nn_train.config import load_config
 from nn_train.engine import Engine
 from nn_train.errors import ConfigError, TrainingError
-from nn_train.loop import Trainer, TrainState
 from nn_train.objective import Objective
 from nn_train.optim import build_optimizer
 from nn_train.preparation import prepare_data
@@ -274,7 +272,7 @@ def test_clipping_bounds_the_move_of_the_weights(folder: Path, tmp_path: Path) -
     assert training.run(tmp_path / "checkpoints", stop_requested=lambda: False)
     training.close()
     after = torch.nn.utils.parameters_to_vector(training.network.parameters()).detach()
-    assert float(torch.linalg.vector_norm(after - before)) == pytest.approx(0.5 * 1e-9, rel=1e-4)
+    assert float(torch.linalg.vector_norm(after.cpu() - before)) == pytest.approx(0.5 * 1e-9, rel=1e-4)
 
 
 # ---- averaged weights
@@ -446,42 +444,6 @@ def test_fp16_needs_a_gpu(train: Train, tmp_path: Path) -> None:
         train("train.mixed_precision=fp16")
     assert "bf16" in caught.value.fix
     assert not (tmp_path / "run").exists()
-
-
-class NumbersRead(TorchDispatchMode):
-    """Counts the numbers that are read out of tensors: on a GPU each such look waits for the device."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("reduction", ["fast", "exact"])
-@pytest.mark.parametrize("clip", ["1", "no"])
-def test_no_number_is_read_off_the_device_but_where_a_line_is_logged_or_rows_are_judged(
-    train: Train, monkeypatch: pytest.MonkeyPatch, reduction: str, clip: str
-) -> None:
-    build, step, looks = Trainer.__init__, Trainer._step, {}
-
-    def as_on_a_gpu(self: Trainer, *args: Any, **options: Any) -> None:
-        build(self, *args, **options)
-        assert self.guard_steps == 1  # of a CPU, where a look costs nothing
-        self.guard_steps = self.config.tracking.log_every_steps
-
-    def counted(self: Trainer, state: TrainState) -> bool:
-        with NumbersRead() as read:
-            is_made = step(self, state)
-        looks[state.step] = read.count
-        return is_made
-
-    monkeypatch.setattr(Trainer, "__init__", as_on_a_gpu)
-    monkeypatch.setattr(Trainer, "_step", counted)
-    train("train.max_steps=12", "tracking.log_every_steps=4", "train.eval_every=6", f"train.grad_clip={clip}",
-          f"train.gradient_reduction={reduction}", "train.canonical_slices=4")  # fmt: skip
-    assert len(looks) == 12
-    assert [number for number, count in looks.items() if count] == [4, 6, 8, 12]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
