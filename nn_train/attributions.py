@@ -78,12 +78,12 @@ def attribute(network: nn.Module, batch: Batch, preprocessor: Preprocessor, deci
     num_numbers = len(preprocessor.numeric)
     num_inputs = num_numbers + len(preprocessor.cardinalities)
     sums = torch.zeros((len(chosen_B), num_inputs), dtype=torch.float64)
-    by_input = sums.index_add_(1, torch.tensor(halves.input_E), parts_BE.detach().double().cpu()).numpy()
+    by_input = sums.index_add_(1, torch.tensor(halves.input_E), parts_BE.detach().cpu().double()).numpy()
     columns = {
         name: by_input[:, [*numbers, *(num_numbers + code for code in codes)]].sum(axis=1)
         for name, (numbers, codes) in input_places(preprocessor).items()
     }
-    gap = np.abs(by_input.sum(axis=1) - (scores_B - bases_B).double().cpu().numpy())
+    gap = np.abs(by_input.sum(axis=1) - (scores_B - bases_B).cpu().double().numpy())
     return {
         "classes": chosen_B.tolist() if preprocessor.target.task == "multiclass" else None,
         "scores": scores_B.tolist(),

@@ -51,7 +51,10 @@ class Runtime:
         self.device = accelerator.device
 
         # torch.manual_seed would also queue a seed, with a stack trace, for every kind of device that is not here
-        self._generator = _default_generator(self.device)
+        is_cpu = self.device.type == "cpu"
+        self._seed: Callable[[int], Any] = (
+            torch.default_generator.manual_seed if is_cpu else torch.get_device_module(self.device).manual_seed
+        )
 
     def wrap(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, AcceleratedOptimizer]:
         """The two as Accelerate has them train: on the device, in its precision, in DDP where there are processes."""
@@ -63,7 +66,7 @@ class Runtime:
 
     def seed_step(self, seed: int) -> None:
         """Seed what dropout on this device draws from."""
-        self._generator.manual_seed(seed)
+        self._seed(seed)
 
     def on_every_rank(self, work: Callable[[], T]) -> T:
         """Do `work`, which holds no collective, on each process; a failure on one is raised on all.
@@ -124,13 +127,6 @@ class Runtime:
         total = self.sum(torch.tensor(flags, dtype=torch.float32, device=self.device))
         with pulse:  # on a GPU it is here that the collective is waited for
             return tuple(bool(value) for value in (total > 0).tolist())
-
-
-def _default_generator(device: torch.device) -> torch.Generator:
-    if device.type == "cpu":
-        return torch.default_generator
-    generators = getattr(torch, device.type).default_generators
-    return generators[device.index or 0]
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
