@@ -59,11 +59,15 @@ def run(library: Path, tmp_path: Path) -> Run:
     make_table(300).to_csv(tmp_path / "table.csv", index=False)
 
     def start(
-        *words: str, name: str = "gpu", processes: int = 1, memory: int = 1 << 30, script: str = "train.py"
+        *words: str,
+        name: str = "gpu",
+        processes: int = 1,
+        options: tuple[str, ...] = (),
+        script: str = "train.py",
     ) -> Ran:
         crossings = tmp_path / f"{name}.jsonl"
         crossings.touch()
-        simulated = [SIMULATED, f"--library={library}", f"--crossings={crossings}", f"--memory={memory}"]
+        simulated = [SIMULATED, f"--library={library}", f"--crossings={crossings}", *options]
         agent = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--"]
         command = [
             sys.executable,
@@ -194,7 +198,7 @@ def test_a_step_is_waited_for_where_broken_ones_are_to_be_left_out(run: Run) -> 
 
 @pytest.mark.parametrize(("memory", "is_there"), [(1 << 30, True), (100, False)])
 def test_auto_keeps_the_rows_on_a_gpu_that_has_room_for_them(run: Run, memory: int, is_there: bool) -> None:
-    gpu = run(*SMALL, *STEPS, memory=memory)
+    gpu = run(*SMALL, *STEPS, options=(f"--memory={memory}",))
     sent = {crossing["dtype"] for crossing in gpu.within("loop._update")}
     assert (sent == {"torch.int64"}) == is_there
     assert bool(gpu.within("packed.load_rows")) == is_there
@@ -216,7 +220,7 @@ def test_judgement_explanations_page_and_prediction_are_those_of_the_cpu(run: Ru
         "report.importance=true",
         "report.attributions=required",
     )
-    gpu, cpu = run(*words), run(*words, name="cpu")
+    gpu, cpu = run(*words, options=("--no-double",)), run(*words, name="cpu")
     for name in ("metrics.json", "explain.json"):
         ours, theirs = (json.loads((each.folder / name).read_text()) for each in (gpu, cpu))
         assert _numbers(ours) == pytest.approx(_numbers(theirs), rel=1e-6, abs=1e-7, nan_ok=True)

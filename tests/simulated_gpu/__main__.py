@@ -1,9 +1,9 @@
 """Run a script on simulated GPUs, one or as many as the environment's SIMULATED_GPUS says.
 
-python tests/simulated_gpu [--library FILE] [--crossings FILE] [--memory BYTES] nn_train/train.py ...
+python tests/simulated_gpu [--library FILE] [--crossings FILE] [--memory BYTES] [--no-double] nn_train/train.py ...
 
 `device.cpp` is compiled if no library is named. `crossings` gets a line of JSON for each time that something crossed
-between host and device, or that the host waited for it.
+between host and device, or that the host waited for it. Apple's GPUs have no double precision.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--library", type=Path)
     parser.add_argument("--crossings", type=Path)
     parser.add_argument("--memory", type=int, default=16 << 30)
+    parser.add_argument("--no-double", action="store_true")
     parser.add_argument("script", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +48,7 @@ def main() -> None:
     sys.path.insert(0, str(HERE))
     import tensor  # torch: not before the library
 
-    tensor.install(memory=options.memory, crossings=options.crossings)
+    tensor.install(memory=options.memory, has_double=not options.no_double, crossings=options.crossings)
     sys.argv = options.script
     sys.path[:2] = [str(Path(options.script[0]).resolve().parent)]
     runpy.run_path(options.script[0], run_name="__main__")

@@ -28,6 +28,7 @@ WAITING = {aten._local_scalar_dense, aten._unique2, aten.bincount, aten.equal, a
            aten.unique_consecutive, aten.unique_dim}  # fmt: skip
 LIBRARY = torch.library.Library("_", "IMPL")
 listeners: list[Callable[[str], Any]] = []  # who wants to hear of crossings, each a line of JSON
+refused: list[torch.dtype] = []
 
 
 class OnGpu(Tensor):
@@ -39,6 +40,8 @@ class OnGpu(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor, device: torch.device) -> "OnGpu":
         """Around a tensor of the host."""
+        if held.dtype in refused:
+            raise TypeError(f"the device has no {held.dtype}")
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             held.shape,
@@ -165,8 +168,10 @@ def _tell(what: str, tensor: Tensor, *, waits: bool) -> None:
         listener(json.dumps(line) + "\n")
 
 
-def install(*, memory: int, crossings: Path | None) -> None:
+def install(*, memory: int, has_double: bool, crossings: Path | None) -> None:
     """Let torch in Python find the devices, with so many free bytes each."""
+    if not has_double:
+        refused.append(torch.float64)
     if crossings is not None:
         listeners.append(crossings.open("a", encoding="utf-8", buffering=1).write)
     LIBRARY.fallback(operate, "CUDA")  # what makes a tensor on the device, where none is given
@@ -174,11 +179,13 @@ def install(*, memory: int, crossings: Path | None) -> None:
     cuda: Any = torch.cuda
     for module in (cuda, cuda.random, cuda.memory):
         module._lazy_init = lambda: None
+    cuda._initialized = True
     cuda.is_available = lambda: True
     cuda.is_bf16_supported = lambda *_, **__: True
-    cuda.device_count = torch._C._accelerator_hooks_device_count
-    cuda.current_device = torch.accelerator.current_device_index
-    cuda.set_device = lambda device: torch._C._accelerator_setDeviceIndex(torch.device(device).index)
+    compiled: Any = torch._C
+    compiled._cuda_getDevice = torch.accelerator.current_device_index
+    cuda.device_count = compiled._accelerator_hooks_device_count
+    cuda.set_device = lambda device: compiled._accelerator_setDeviceIndex(torch.device(device).index)
     cuda.synchronize = lambda device=None: None
     cuda.mem_get_info = lambda device=None: (memory, memory)
     cuda.get_device_name = lambda device=None: "simulated GPU"
