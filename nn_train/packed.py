@@ -214,18 +214,17 @@ def load_rows(folder: Path, split: Split, *, device: torch.device = CPU, placeme
     Raises:
         DataError: the files are not as they were written.
     """
-    is_copied = placement == "device"
-    is_on_cpu = device.type == "cpu"
+    is_on_device = placement == "device"
+    is_own = is_on_device and device.type == "cpu"  # to a GPU, the processes of a node copy what they map together
 
     def read(column: str) -> Tensor:
-        # what goes to a GPU is mapped too: the processes of a node read one copy in memory
-        values = _open(rows_file(folder, split, column), is_mapped=not (is_copied and is_on_cpu))
-        return torch.from_numpy(values).to(device) if is_copied else torch.from_numpy(values)
+        tensor = torch.from_numpy(_open(rows_file(folder, split, column), is_mapped=not is_own))
+        return tensor.to(device) if is_on_device else tensor
 
     x_cat = read("x_cat")
     return PackedRows(
         x_num=read("x_num"),
-        x_cat=x_cat.long() if is_copied and is_on_cpu else x_cat,
+        x_cat=x_cat.long() if is_own else x_cat,
         y=read("y"),
         weight=read("weight") if rows_file(folder, split, "weight").exists() else None,
         device=device,

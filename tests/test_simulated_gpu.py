@@ -32,7 +32,6 @@ class Ran:
 
     folder: Path
     crossings: list[dict[str, Any]]
-    said: str
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -83,7 +82,7 @@ def run(library: Path, tmp_path: Path) -> Run:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
         assert "Warning" not in done.stderr
         lines = [json.loads(line) for line in crossings.read_text().splitlines()]
-        return Ran(tmp_path / name, lines, done.stdout)
+        return Ran(tmp_path / name, lines)
 
     return start
 
