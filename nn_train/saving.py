@@ -94,12 +94,15 @@ class Saver:
         """Wait until nothing is on its way to the disk, well written or not.
 
         Raises:
-            PassingError: it takes longer than is allowed.
+            UserError: it takes longer than is allowed, and the disk has refused what came before.
+            PassingError: it takes longer than is allowed, and the disk has said nothing.
         """
         with self._changed:
             while self._waiting is not None or self._writing is not None:
                 left_s = None if self.max_age_s is None else self.max_age_s - self._late_s()
                 if left_s is not None and left_s <= 0 and self._writing is not None:
+                    if isinstance(self._failure, OSError):
+                        raise self._explain(self._failure) from self._failure
                     raise PassingError(
                         f"the checkpoint of step {self._writing} is on its way to the disk for too long: nothing was "
                         f"written for {self._late_s():.0f} s",

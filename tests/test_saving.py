@@ -165,6 +165,20 @@ def test_a_disk_that_never_answers_ends_the_training_as_well(tmp_path: Path) -> 
     may_go_on.set()
 
 
+def test_what_the_disk_refused_is_the_reason_also_while_another_is_on_its_way(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, max_age_s=0.5)
+    faults.arm({faults.VARIABLE: "no_space@checkpoint,times=1"})
+    bench.put(7)
+    bench.saver.wait()
+    may_go_on = slow_down(bench)
+    bench.put(8)
+    time.sleep(0.6)
+    with pytest.raises(RunFolderError, match="no checkpoint could be written for 1 s: No space left on device"):
+        bench.saver.finish()
+    may_go_on.set()
+    bench.saver.close()
+
+
 def test_checkpoints_that_are_further_apart_than_the_limit_are_not_late(tmp_path: Path) -> None:
     bench = Bench(tmp_path, max_age_s=0.5)
     for step in (1, 2):

@@ -149,7 +149,7 @@ def _draw_for_the_user(rng: random.Random, name: str, processes: int) -> Case:
     elif place == "checkpoint":  # a disk that stays full, for longer than is allowed
         fault = Planned(kind="no_space", place=place, rank=0, attempt=1, step=rng.randrange(5, 20), times="all",
                         file=rng.choice(FILES[:5]))  # fmt: skip
-        words = ("checkpoint.max_age=0.05",)
+        words = ("checkpoint.max_age=0.3",)
     else:
         step = rng.randrange(5, STEPS) if place in ("step", "evaluate") else None
         fault = Planned(kind="no_space", place=place, rank=rank, attempt=1, step=step)
